@@ -1,0 +1,1 @@
+"""The server: one implementation of every command over HTTP."""

@@ -1,0 +1,475 @@
+"""Everything that can be asked of Superduper: one frozen command each, with its place in the REST API.
+
+A facade builds a command and a transport sends it: to the service in this process, or over HTTP.
+A command is checked here, once; behind it values are trusted. Values inside commands and answers
+are plain BSON values (rich ones are encoded before by `superduper.fields.codec`).
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from superduper.errors import InvalidInput
+
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
+COLLECTION = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,118}")
+PATH_SEGMENT = re.compile(r"[^.$\0][^.\0]{0,119}")
+MAX_PATH_SEGMENTS = 8
+
+Kind = Literal["function", "model", "loss", "metric", "trainer", "encoder"]
+PLURALS: dict[str, str] = {
+    "function": "functions",
+    "model": "models",
+    "loss": "losses",
+    "metric": "metrics",
+    "trainer": "trainers",
+    "encoder": "encoders",
+}
+Role = Literal["reader", "writer", "trainer", "admin"]
+
+
+def check_name(name: str) -> str:
+    """A component's or imputation's name: a letter, then letters, digits, `_` or `-`; at most 63."""
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"{name[:80]!r} is not a valid name: start with a letter, go on with letters, digits, "
+            "'_' or '-', at most 63 characters"
+        )
+    return name
+
+
+def check_collection(name: str) -> str:
+    """A collection's name: as MongoDB has them, and none of the system's own."""
+    if not COLLECTION.fullmatch(name) or name.startswith(("system.", "superduper.")):
+        raise ValueError(f"{name[:80]!r} is not a valid collection name")
+    return name
+
+
+def check_path(path: str) -> str:
+    """A dotted path to a field: no empty segment, none that starts with `$`, none named `_fill`."""
+    segments = path.split(".")
+    if len(segments) > MAX_PATH_SEGMENTS:
+        raise ValueError(f"{path[:80]!r} is deeper than {MAX_PATH_SEGMENTS} levels")
+    for segment in segments:
+        if not PATH_SEGMENT.fullmatch(segment) or segment == "_fill":
+            raise ValueError(f"{path[:80]!r} is not a valid field path")
+    return path
+
+
+def _check_keys(keys: str | Sequence[str]) -> str | tuple[str, ...]:
+    if isinstance(keys, str):
+        return check_path(keys)
+    if not keys or len(set(keys)) != len(keys):
+        raise ValueError("a list of fields must have at least one field, and each only once")
+    return tuple(check_path(key) for key in keys)
+
+
+Name = Annotated[str, AfterValidator(check_name)]
+CollectionName = Annotated[str, AfterValidator(check_collection)]
+Path = Annotated[str, AfterValidator(check_path)]
+Keys = Annotated[str | tuple[str, ...], AfterValidator(_check_keys)]
+Document = dict[str, Any]
+Version = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class Route:
+    """A command's place in the REST API, and the least role that may use it."""
+
+    method: Literal["GET", "POST", "PUT", "DELETE"]
+    path: str
+    role: Role = "reader"
+    status: int = 200
+
+
+class Command(BaseModel):
+    """One request. Fields named in the route's path come from there, the rest from body or query."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    route: ClassVar[Route]
+
+
+class Transport(Protocol):
+    """Where commands go. May block; raises the classes of `superduper.errors`."""
+
+    def send(self, command: Command) -> Any: ...
+
+    def close(self) -> None: ...
+
+
+C = TypeVar("C", bound=Command)
+
+
+def build(command: type[C], **fields: Any) -> C:
+    """A checked command.
+
+    Raises InvalidInput that names the first wrong field.
+    """
+    try:
+        return command(**fields)
+    except ValidationError as error:
+        raise InvalidInput(explain(error)) from error
+
+
+def explain(error: ValidationError) -> str:
+    """The first problem of a validation error in one line, without echoing the input."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"][:4])
+    text = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {text}"[:400] if where else text[:400]
+
+
+_COLLECTION = "/v1/collections/{collection}"
+
+
+class ListCollections(Command):
+    """Names of the collections, with their number of documents and imputations."""
+
+    route = Route("GET", "/v1/collections")
+
+
+class OnCollection(Command):
+    """A command about one collection."""
+
+    collection: CollectionName
+
+
+# Documents -----------------------------------------------------------------------------------
+
+
+class InsertDocuments(OnCollection):
+    """Insert documents; answers `inserted_ids` in order."""
+
+    route = Route("POST", f"{_COLLECTION}/documents", role="writer", status=201)
+    documents: Annotated[list[Document], Field(min_length=1, max_length=10_000)]
+    ordered: bool = True
+
+
+class FindDocuments(OnCollection):
+    """Documents that match a filter."""
+
+    route = Route("POST", f"{_COLLECTION}/documents/query")
+    filter: Document = {}
+    projection: Document | list[str] | None = None
+    sort: list[tuple[str, Literal[1, -1]]] | None = None
+    skip: Annotated[int, Field(ge=0)] = 0
+    limit: Annotated[int, Field(ge=0, le=1000)] = 100
+
+
+class CountDocuments(OnCollection):
+    """The number of documents that match a filter."""
+
+    route = Route("POST", f"{_COLLECTION}/documents/count")
+    filter: Document = {}
+
+
+class UpdateDocuments(OnCollection):
+    """Change one document, or all that match."""
+
+    route = Route("POST", f"{_COLLECTION}/documents/update", role="writer")
+    filter: Document
+    update: Document | list[Document]
+    many: bool = False
+    upsert: bool = False
+
+
+class ReplaceDocument(OnCollection):
+    """Put another document in the place of one."""
+
+    route = Route("POST", f"{_COLLECTION}/documents/replace", role="writer")
+    filter: Document
+    replacement: Document
+    upsert: bool = False
+
+
+class DeleteDocuments(OnCollection):
+    """Delete one document, or all that match."""
+
+    route = Route("POST", f"{_COLLECTION}/documents/delete", role="writer")
+    filter: Document
+    many: bool = False
+
+
+# Components ----------------------------------------------------------------------------------
+
+
+class RegisterComponent(OnCollection):
+    """Register a sealed object under a name: other content makes a new version, the same none."""
+
+    route = Route("PUT", f"{_COLLECTION}/{{kinds}}/{{name}}", role="trainer", status=201)
+    kind: Kind
+    name: Name
+    sealed: Document
+    sample: Any = None
+    has_sample: bool = False
+
+
+class ListComponents(OnCollection):
+    """The components of one kind."""
+
+    route = Route("GET", f"{_COLLECTION}/{{kinds}}")
+    kind: Kind
+
+
+class ShowComponent(OnCollection):
+    """One component: the live version, or the one asked for."""
+
+    route = Route("GET", f"{_COLLECTION}/{{kinds}}/{{name}}")
+    kind: Kind
+    name: Name
+    version: Version | None = None
+
+
+class DeleteComponent(OnCollection):
+    """Delete a component, or one version of it; refused while something uses it."""
+
+    route = Route("DELETE", f"{_COLLECTION}/{{kinds}}/{{name}}", role="trainer")
+    kind: Kind
+    name: Name
+    version: Version | None = None
+
+
+# Imputations ---------------------------------------------------------------------------------
+
+
+class Named(Command):
+    """Something registered that has arguments: an optimizer, a schedule, a policy."""
+
+    name: str
+    arguments: Document = {}
+
+
+class CreateImputation(OnCollection):
+    """Declare that `target_key` is predicted from `model_key`, and start the fit."""
+
+    route = Route("POST", f"{_COLLECTION}/imputations", role="trainer", status=201)
+    name: Name | None = None
+    model: Name
+    model_key: Keys
+    target: Name | None = None
+    target_key: Keys
+    loss: Name | None = None
+    metrics: tuple[Name, ...] = ()
+    filter: Document | None = None
+    optimizer: str | Named = "adam"
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
+    batch_size: Annotated[int, Field(ge=1, le=100_000)] = 64
+    max_epochs: Annotated[int, Field(ge=1)] = 200
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    patience: Annotated[int, Field(ge=1)] = 10
+    watch: str = "loss"
+    seed: int | None = None
+    trainer: Name | None = None
+    policies: tuple[Named, ...] = ()
+    features: dict[str, Name] | None = None
+    fill: bool = True
+    precision: Annotated[float, Field(gt=0, lt=1)] | None = None
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    max_width: Annotated[float, Field(gt=0)] | None = None
+    min_confidence: Annotated[float, Field(ge=0, le=1)] | None = None
+    on_input_change: Literal["refill", "keep", "clear"] = "refill"
+    promote: Literal["if_better", "always", "never"] = "if_better"
+    refit_after: Annotated[int, Field(ge=1)] | None = None
+    watcher: bool = True
+
+
+class CreateWatcher(OnCollection):
+    """Write a model's output for every document that has `key`, now and from now on."""
+
+    route = Route("POST", f"{_COLLECTION}/watchers", role="trainer", status=201)
+    name: Name
+    model: Name
+    key: Keys
+    target: Path | None = None
+    filter: Document | None = None
+    features: dict[str, Name] | None = None
+
+
+class ListImputations(OnCollection):
+    """The imputations and watchers of a collection."""
+
+    route = Route("GET", f"{_COLLECTION}/imputations")
+
+
+class OnImputation(OnCollection):
+    """A command about one imputation."""
+
+    name: Name
+
+
+_IMPUTATION = f"{_COLLECTION}/imputations/{{name}}"
+
+
+class ShowImputation(OnImputation):
+    """One imputation: what it is, its state, its progress, its live version."""
+
+    route = Route("GET", _IMPUTATION)
+
+
+class DeleteImputation(OnImputation):
+    """Stop and forget an imputation; values that it filled stay."""
+
+    route = Route("DELETE", _IMPUTATION, role="trainer")
+
+
+class RefitImputation(OnImputation):
+    """Train a new version on what is there now."""
+
+    route = Route("POST", f"{_IMPUTATION}/refit", role="trainer", status=202)
+
+
+class PromoteVersion(OnImputation):
+    """Make a version the live one."""
+
+    route = Route("POST", f"{_IMPUTATION}/promote", role="trainer")
+    version: Version
+
+
+class RollbackImputation(OnImputation):
+    """Make the version that was live before live again."""
+
+    route = Route("POST", f"{_IMPUTATION}/rollback", role="trainer")
+
+
+class RevertVersion(OnImputation):
+    """Take back every value that a version filled and that nobody changed since."""
+
+    route = Route("POST", f"{_IMPUTATION}/revert", role="trainer")
+    version: Version
+    force: bool = False
+
+
+class PreviewImputation(OnImputation):
+    """What would be filled in a few documents; writes nothing."""
+
+    route = Route("POST", f"{_IMPUTATION}/preview")
+    n: Annotated[int, Field(ge=1, le=1000)] = 10
+
+
+class PauseImputation(OnImputation):
+    """Stop filling until resumed."""
+
+    route = Route("POST", f"{_IMPUTATION}/pause", role="trainer")
+
+
+class ResumeImputation(OnImputation):
+    """Go on filling, beginning with what was missed."""
+
+    route = Route("POST", f"{_IMPUTATION}/resume", role="trainer")
+
+
+class RetryFailures(OnImputation):
+    """Try the documents that failed once more."""
+
+    route = Route("POST", f"{_IMPUTATION}/failures/retry", role="writer")
+
+
+class ListFailures(OnImputation):
+    """Documents that could not be filled, with the reason."""
+
+    route = Route("GET", f"{_IMPUTATION}/failures")
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+
+
+class ListVersions(OnImputation):
+    """The versions of an imputation, newest first."""
+
+    route = Route("GET", f"{_IMPUTATION}/versions")
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+
+
+class ShowHistory(OnImputation):
+    """Which version was live when, and who made it so; newest first."""
+
+    route = Route("GET", f"{_IMPUTATION}/history")
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+
+
+class CountStates(OnImputation):
+    """The number of documents in each state."""
+
+    route = Route("GET", f"{_IMPUTATION}/counts")
+
+
+# Predictions ---------------------------------------------------------------------------------
+
+
+class Predict(OnCollection):
+    """Outputs of a registered model, one for each input and in order."""
+
+    route = Route("POST", f"{_COLLECTION}/models/{{name}}/predict")
+    name: Name
+    inputs: Annotated[list[Any], Field(max_length=10_000)]
+    version: Version | None = None
+
+
+class PredictImputation(OnImputation):
+    """Outputs of an imputation's live version."""
+
+    route = Route("POST", f"{_IMPUTATION}/predict")
+    inputs: Annotated[list[Any], Field(max_length=10_000)]
+
+
+# Jobs and runs -------------------------------------------------------------------------------
+
+
+class ListJobs(Command):
+    """Jobs, newest first."""
+
+    route = Route("GET", "/v1/jobs")
+    state: str | None = None
+    limit: Annotated[int, Field(ge=1, le=1000)] = 50
+
+
+class ShowJob(Command):
+    """One job: its state, progress, result or error."""
+
+    route = Route("GET", "/v1/jobs/{id}")
+    id: Annotated[str, Field(max_length=64)]
+
+
+class CancelJob(Command):
+    """Ask a job to stop."""
+
+    route = Route("POST", "/v1/jobs/{id}/cancel", role="trainer")
+    id: Annotated[str, Field(max_length=64)]
+
+
+class ListRuns(Command):
+    """Trainings, newest first."""
+
+    route = Route("GET", "/v1/runs")
+    collection: CollectionName | None = None
+    limit: Annotated[int, Field(ge=1, le=1000)] = 50
+
+
+class Highscores(Command):
+    """Finished runs ranked by a metric, comparable where their test data's hash is equal."""
+
+    route = Route("GET", "/v1/highscores")
+    collection: CollectionName | None = None
+    metric: str | None = None
+    limit: Annotated[int, Field(ge=1, le=1000)] = 50
+
+
+class ShowStatus(Command):
+    """Workers, imputations, backlog and jobs at a glance."""
+
+    route = Route("GET", "/v1/status")
+
+
+def all_commands() -> list[type[Command]]:
+    """Every command that has a route, in the order of this page."""
+    found: list[type[Command]] = []
+
+    def visit(base: type[Command]) -> None:
+        for child in base.__subclasses__():
+            if "route" in child.__dict__:
+                found.append(child)
+            visit(child)
+
+    visit(Command)
+    return sorted(found, key=lambda command: list(globals()).index(command.__name__))

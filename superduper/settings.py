@@ -1,0 +1,64 @@
+"""Settings from the environment: one table, from which the documentation and --help are made."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from superduper.errors import InvalidInput
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row: `SUPERDUPER_<NAME>`, what it is when unset, what it is for."""
+
+    name: str
+    default: str
+    help: str
+
+    @property
+    def variable(self) -> str:
+        """The environment variable's name."""
+        return f"SUPERDUPER_{self.name}"
+
+
+SETTINGS = (
+    Setting("URI", "embedded:./superduper-data", "Where the data is: embedded:PATH, mongodb://, http://."),
+    Setting("DATABASE", "main", "The database that a server serves."),
+    Setting("TOKEN", "", "The token that a client sends to a server."),
+    Setting("HOST", "127.0.0.1", "The address that the server listens on."),
+    Setting("PORT", "8000", "The port that the server listens on; 0 lets the system choose."),
+    Setting("HOME", "~/.superduper", "Keys and other things that are not data; kept private (mode 0700)."),
+    Setting("STORE", "auto", "The embedded store's server: auto, mongod, secantus-rust or secantus."),
+    Setting("CHILD_MEMORY_MB", "8192", "Memory that a process running user code may take, in MiB."),
+    Setting("PREDICT_TIMEOUT", "30", "Seconds a prediction may take before its process is ended."),
+    Setting("BODY_LIMIT_MB", "64", "Largest request body the server accepts, in MiB."),
+    Setting("LEASE_SECONDS", "10", "How long a worker may be silent before another takes over."),
+    Setting("CACHE", "", "Folder for training tensors; default: a folder of the worker's own."),
+)  # fmt: skip
+
+_ROWS = {row.name: row for row in SETTINGS}
+
+
+def get(name: str) -> str:
+    """The value of a setting: from the environment, else its default."""
+    row = _ROWS[name]
+    return os.environ.get(row.variable) or row.default
+
+
+def get_number(name: str) -> float:
+    """The value of a numeric setting.
+
+    Raises InvalidInput that names the variable if its text is not a number.
+    """
+    text = get(name)
+    try:
+        return float(text)
+    except ValueError as error:
+        raise InvalidInput(f"{_ROWS[name].variable}={text!r} is not a number") from error
+
+
+def home() -> Path:
+    """The private folder for keys, made on first use with mode 0700."""
+    path = Path(get("HOME")).expanduser()
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
