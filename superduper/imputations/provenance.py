@@ -1,0 +1,71 @@
+"""Who wrote a value: the hashes in `_fill`, by which our own values are told from a person's.
+
+A value is ours while `_fill.<path>` is there and its `value` is the hash of what stands in the
+field now; anything else was given by a person, and is never overwritten and may be learned from.
+"""
+
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import bson
+
+from superduper.fields import paths
+
+FILL = "_fill"
+
+
+def value_hash(value: Any) -> str:
+    """16 hex digits for one BSON value; equal for equal values of equal BSON types."""
+    return blake2b(bson.encode({"": value}), digest_size=8).hexdigest()
+
+
+def input_hash(values: Sequence[Any]) -> str:
+    """32 hex digits for the input values of one document, in the order of the input paths."""
+    digest = blake2b(digest_size=16)
+    for value in values:
+        # Each part is a whole BSON document that begins with its length, so parts cannot run together.
+        digest.update(bson.encode({"": value}))
+    return digest.hexdigest()
+
+
+def fill_path(target_path: str) -> str:
+    """Where the provenance of a field is kept."""
+    return f"{FILL}.{target_path}"
+
+
+def fill_of(document: Mapping[str, Any], target_path: str) -> Mapping[str, Any] | None:
+    """The provenance record of a field, or None where there is none."""
+    record = paths.get(document, fill_path(target_path))
+    return record if isinstance(record, Mapping) and "value" in record else None
+
+
+def is_ours(document: Mapping[str, Any], target_path: str) -> bool:
+    """Whether the field's present value is one that an imputation wrote and nobody changed."""
+    record = fill_of(document, target_path)
+    value = paths.get(document, target_path)
+    if record is None or value is paths.MISSING:
+        return False
+    return bool(record["value"] == value_hash(value))
+
+
+def fill_record(
+    *,
+    imputation: str,
+    version: int,
+    at: int,
+    inputs: str,
+    value: Any,
+    confidence: float | None = None,
+) -> dict[str, Any]:
+    """What is written to `_fill.<path>` beside a value; `inputs` is the hash of the inputs."""
+    record: dict[str, Any] = {
+        "imputation": imputation,
+        "version": version,
+        "at": at,
+        "input": inputs,
+        "value": value_hash(value),
+    }
+    if confidence is not None:
+        record["confidence"] = confidence
+    return record
