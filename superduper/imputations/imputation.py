@@ -1,0 +1,384 @@
+"""Imputations as they are kept in the database: one document each, changed by single atomic updates.
+
+Two families of paths, because they can differ:
+- `target_paths`: the fields whose values are the labels of a fit (the `target_key`);
+- `write_paths`: the fields that the watcher fills. The same, unless `fill=False`: then
+  `_outputs.<model_key>.<model>`, as for a plain watcher.
+The path `_base` among `input_paths` stands for the whole document.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pymongo.database import Database
+from pymongo.errors import DuplicateKeyError
+
+from superduper.commands import CreateImputation, CreateWatcher
+from superduper.errors import AlreadyExists, InvalidInput, NotFound
+
+BASE = "_base"
+HISTORY_LENGTH = 100
+
+
+@dataclass(frozen=True)
+class ImputationRecord:
+    """An imputation or watcher, as read at one moment."""
+
+    collection: str
+    name: str
+    kind: str
+    spec: Mapping[str, Any]
+    input_paths: tuple[str, ...]
+    target_paths: tuple[str, ...]
+    write_paths: tuple[str, ...]
+    created_at: int
+    created_by: str
+    latest: int = 0
+    active: int | None = None
+    active_component: tuple[str, int] | None = None
+    paused: bool = False
+    error: Mapping[str, Any] | None = None
+    fit_job: str | None = None
+    scan: Mapping[str, Any] = field(default_factory=dict)
+    history: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def id(self) -> str:
+        """The document's `_id`: `<collection>/<name>`."""
+        return f"{self.collection}/{self.name}"
+
+    @property
+    def watched(self) -> bool:
+        """Whether a watcher belongs to it."""
+        return bool(self.spec.get("watcher", True))
+
+    @property
+    def filling(self) -> bool:
+        """Whether a watcher should be at work now."""
+        return self.watched and self.active is not None and not self.paused
+
+    @property
+    def status(self) -> str:
+        """fitting, filling (documents already there), watching, ready (no watcher), paused, failed."""
+        if self.active is None:
+            return "failed" if self.error else "fitting"
+        if not self.watched:
+            return "ready"
+        if self.paused:
+            return "paused"
+        return "watching" if self.scan.get("state") == "done" else "filling"
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> "ImputationRecord":
+        """The record of a document read from the database."""
+        component = document.get("active_component")
+        return cls(
+            collection=document["collection"],
+            name=document["name"],
+            kind=document["kind"],
+            spec=document["spec"],
+            input_paths=tuple(document["input_paths"]),
+            target_paths=tuple(document["target_paths"]),
+            write_paths=tuple(document["write_paths"]),
+            created_at=document["created_at"],
+            created_by=document["created_by"],
+            latest=document.get("latest", 0),
+            active=document.get("active"),
+            active_component=(component["name"], component["version"]) if component else None,
+            paused=document.get("paused", False),
+            error=document.get("error"),
+            fit_job=document.get("fit_job"),
+            scan=document.get("scan") or {},
+            history=tuple(document.get("history", ())),
+        )
+
+
+def as_paths(keys: str | Iterable[str]) -> tuple[str, ...]:
+    """A key or a list of keys as a tuple of paths."""
+    return (keys,) if isinstance(keys, str) else tuple(keys)
+
+
+def output_path(keys: tuple[str, ...], model: str) -> str:
+    """Where a plain watcher writes: `_outputs.<key>.<model>`."""
+    return f"_outputs.{'_'.join(keys)}.{model}"
+
+
+def input_paths_of(
+    keys: str | Iterable[str], features: Mapping[str, str] | None
+) -> tuple[str, ...]:
+    """The fields a model reads: the keys, or another model's output where `features` names one."""
+    features = features or {}
+    return tuple(
+        output_path((key,), features[key]) if key in features else key for key in as_paths(keys)
+    )
+
+
+def default_name(command: CreateImputation) -> str:
+    """`<target_key>_from_<model_key>`, with what a name may not have replaced by `_`."""
+    parts = ["_".join(as_paths(keys)) for keys in (command.target_key, command.model_key)]
+    text = "_from_".join(parts)
+    cleaned = "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "_" for c in text)
+    return cleaned.lstrip("_-0123456789")[:63] or "imputation"
+
+
+def _overlap(first: str, second: str) -> bool:
+    return first == second or first.startswith(f"{second}.") or second.startswith(f"{first}.")
+
+
+class Imputations:
+    """The collection `superduper.imputations` of one database."""
+
+    def __init__(self, database: Database[Any]) -> None:
+        self.database = database
+        self.documents = database["superduper.imputations"]
+
+    # Reading ---------------------------------------------------------------------------------
+
+    def get(self, collection: str, name: str) -> ImputationRecord:
+        """The imputation of that name.
+
+        Raises NotFound that lists the names there are.
+        """
+        document = self.documents.find_one({"_id": f"{collection}/{name}"})
+        if document is None:
+            names = sorted(record.name for record in self.find(collection))
+            there = f"there are: {', '.join(names[:10])}" if names else "it has none yet"
+            raise NotFound(f"collection {collection!r} has no imputation {name!r}; {there}")
+        return ImputationRecord.of(document)
+
+    def find(self, collection: str | None = None) -> list[ImputationRecord]:
+        """All imputations, or those of one collection, in order of creation."""
+        filter = {} if collection is None else {"collection": collection}
+        found = self.documents.find(filter).sort([("created_at", 1), ("_id", 1)])
+        return [ImputationRecord.of(document) for document in found]
+
+    # Creating and deleting -------------------------------------------------------------------
+
+    def create(self, record: ImputationRecord) -> ImputationRecord:
+        """Write a new imputation.
+
+        Raises AlreadyExists if the name is taken, InvalidInput if its fields clash with another's.
+        """
+        self._check_fields(record)
+        document = {
+            "_id": record.id,
+            "collection": record.collection,
+            "name": record.name,
+            "kind": record.kind,
+            "spec": dict(record.spec),
+            "input_paths": list(record.input_paths),
+            "target_paths": list(record.target_paths),
+            "write_paths": list(record.write_paths),
+            "created_at": record.created_at,
+            "created_by": record.created_by,
+            "latest": 0,
+            "active": None,
+            "paused": False,
+            "error": None,
+            "fit_job": None,
+            "scan": {},
+            "history": [],
+        }
+        try:
+            self.documents.insert_one(document)
+        except DuplicateKeyError as error:
+            raise AlreadyExists(
+                f"collection {record.collection!r} already has an imputation {record.name!r} with "
+                "other settings: delete it first, or choose another name"
+            ) from error
+        return record
+
+    def _check_fields(self, record: ImputationRecord) -> None:
+        for path in record.write_paths:
+            if any(_overlap(path, source) for source in record.input_paths):
+                raise InvalidInput(f"field {path!r} cannot be predicted from itself")
+        others = [other for other in self.find(record.collection) if other.name != record.name]
+        for other in others:
+            for path in record.write_paths:
+                taken = next((t for t in other.write_paths if _overlap(path, t)), None)
+                if taken is not None and record.watched and other.watched:
+                    raise InvalidInput(
+                        f"field {path!r} clashes with {taken!r}, which imputation {other.name!r} "
+                        "fills: one field is filled by one imputation; delete that one first, or "
+                        "choose another field"
+                    )
+        self._check_cycle(record, others)
+
+    def _check_cycle(self, record: ImputationRecord, others: list[ImputationRecord]) -> None:
+        reached, waiting = set[str](), list(record.write_paths)
+        while waiting:
+            path = waiting.pop()
+            if any(_overlap(path, source) for source in record.input_paths):
+                raise InvalidInput(
+                    f"imputation {record.name!r} would close a circle: {path!r} is computed from "
+                    "what it fills"
+                )
+            for other in others:
+                if other.name not in reached and any(
+                    _overlap(path, source) for source in other.input_paths
+                ):
+                    reached.add(other.name)
+                    waiting.extend(other.write_paths)
+
+    def delete(self, record: ImputationRecord) -> None:
+        """Forget an imputation and its failures; documents and versions stay."""
+        self.documents.delete_one({"_id": record.id})
+        self.database["superduper.failures"].delete_many({"imputation": record.id})
+
+    # Changing --------------------------------------------------------------------------------
+
+    def next_version(self, record: ImputationRecord) -> int:
+        """A version number nobody else gets."""
+        document = self.documents.find_one_and_update(
+            {"_id": record.id}, {"$inc": {"latest": 1}}, return_document=True
+        )
+        if document is None:
+            raise NotFound(f"imputation {record.id!r} was deleted")
+        return int(document["latest"])
+
+    def set_fit(self, record: ImputationRecord, job: str | None) -> None:
+        """Note the job that fits a new version, or that none does."""
+        self.documents.update_one({"_id": record.id}, {"$set": {"fit_job": job}})
+
+    def set_error(self, record: ImputationRecord, error: Mapping[str, Any] | None) -> None:
+        """Note why the last fit failed, or that it did not."""
+        self.documents.update_one({"_id": record.id}, {"$set": {"error": error}})
+
+    def set_paused(self, record: ImputationRecord, paused: bool, *, now: int) -> None:
+        """Stop or resume filling; resuming scans for what was missed."""
+        change: dict[str, Any] = {"paused": paused}
+        if not paused and record.active is not None:
+            change["scan"] = _pending(record.active, now)
+        self.documents.update_one({"_id": record.id}, {"$set": change})
+
+    def activate(
+        self,
+        collection: str,
+        name: str,
+        version: int,
+        *,
+        by: str,
+        reason: str,
+        model_version: int | None = None,
+        now: int | None = None,
+    ) -> None:
+        """Make a version the live one and ask for a scan, in one atomic step.
+
+        `model_version` is looked up in the version's run when it is not given.
+        Raises NotFound if the imputation or the version does not exist.
+        """
+        record = self.get(collection, name)
+        if model_version is None:
+            model_version = self._model_version(record, version)
+        at = now if now is not None else self._now()
+        entry = {"version": version, "at": at, "by": by, "reason": reason}
+        self.documents.update_one(
+            {"_id": record.id},
+            {
+                "$set": {
+                    "active": version,
+                    "active_component": {"name": record.spec["model"], "version": model_version},
+                    "error": None,
+                    "scan": _pending(version, at),
+                },
+                "$push": {"history": {"$each": [entry], "$slice": -HISTORY_LENGTH}},
+            },
+        )
+
+    def _model_version(self, record: ImputationRecord, version: int) -> int:
+        run = self.database["superduper.runs"].find_one(
+            {"imputation": record.id, "version": version, "status": "succeeded"},
+            {"model_version": 1},
+        )
+        if run is None or run.get("model_version") is None:
+            raise NotFound(f"imputation {record.id!r} has no finished version {version}")
+        return int(run["model_version"])
+
+    def _now(self) -> int:
+        return int(self.database.command("hello")["localTime"].timestamp() * 1000)
+
+    def set_scan(self, record: ImputationRecord, **fields: Any) -> bool:
+        """Change the scan's state; False if a newer scan was asked for in the meantime."""
+        result = self.documents.update_one(
+            {
+                "_id": record.id,
+                "scan.version": record.scan.get("version"),
+                "scan.asked_at": record.scan.get("asked_at"),
+            },
+            {"$set": {f"scan.{key}": value for key, value in fields.items()}},
+        )
+        return result.matched_count == 1
+
+    def request_scan(self, collection: str, name: str | None = None) -> None:
+        """Ask for a scan by every live imputation of a collection (the stream's history is lost)."""
+        filter: dict[str, Any] = {"collection": collection, "active": {"$ne": None}}
+        if name is not None:
+            filter["name"] = name
+        now = self._now()
+        for document in self.documents.find(filter, {"active": 1}):
+            self.documents.update_one(
+                {"_id": document["_id"], "active": document["active"]},
+                {"$set": {"scan": _pending(document["active"], now)}},
+            )
+
+
+def _pending(version: int, now: int) -> dict[str, Any]:
+    return {"state": "pending", "version": version, "asked_at": now, "seen": 0, "filled": 0}
+
+
+def record_of(
+    command: CreateImputation, pins: Mapping[str, Any], *, now: int, author: str
+) -> ImputationRecord:
+    """The record that a command asks for, its components pinned to versions."""
+    spec = command.model_dump(exclude={"collection", "name"})
+    keys = as_paths(command.model_key)
+    targets = as_paths(command.target_key)
+    if BASE in targets and command.fill and command.watcher:
+        raise InvalidInput(
+            "target_key='_base' is the whole document and cannot be filled: pass fill=False, then "
+            "the outputs go to `_outputs`, or watcher=False"
+        )
+    return ImputationRecord(
+        collection=command.collection,
+        name=command.name or default_name(command),
+        kind="imputation",
+        spec={**spec, "pins": dict(pins)},
+        input_paths=input_paths_of(keys, command.features),
+        target_paths=targets,
+        write_paths=targets if command.fill else (output_path(keys, command.model),),
+        created_at=now,
+        created_by=author,
+    )
+
+
+def watcher_of(
+    command: CreateWatcher, pins: Mapping[str, Any], *, now: int, author: str
+) -> ImputationRecord:
+    """The record of a plain watcher: an imputation with nothing to train."""
+    keys = as_paths(command.key)
+    target = command.target or output_path(keys, command.model)
+    spec = {
+        "model": command.model,
+        "model_key": command.key,
+        "target_key": target,
+        "filter": command.filter,
+        "features": command.features,
+        "on_input_change": "refill",
+        "fill": True,
+        "watcher": True,
+        "min_confidence": None,
+        "loss": None,
+        "pins": dict(pins),
+    }
+    return ImputationRecord(
+        collection=command.collection,
+        name=command.name,
+        kind="watcher",
+        spec=spec,
+        input_paths=input_paths_of(keys, command.features),
+        target_paths=(target,),
+        write_paths=(target,),
+        created_at=now,
+        created_by=author,
+    )
