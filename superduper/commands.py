@@ -1,4 +1,4 @@
-"""Everything that can be asked of Superduper: one frozen command each, with its place in the REST API.
+"""Everything that can be asked of Superduper: frozen commands, each with its place in the REST API.
 
 A facade builds a command and a transport sends it: to the service in this process, or over HTTP.
 A command is checked here, once; behind it values are trusted. Values inside commands and answers
@@ -6,7 +6,7 @@ are plain BSON values (rich ones are encoded before by `superduper.fields.codec`
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -32,7 +32,7 @@ Role = Literal["reader", "writer", "trainer", "admin"]
 
 
 def check_name(name: str) -> str:
-    """A component's or imputation's name: a letter, then letters, digits, `_` or `-`; at most 63."""
+    """A component's or imputation's name: a letter, then letters, digits, `_`, `-`; at most 63."""
     if not NAME.fullmatch(name):
         raise ValueError(
             f"{name[:80]!r} is not a valid name: start with a letter, go on with letters, digits, "
@@ -86,7 +86,7 @@ class Route:
 
 
 class Command(BaseModel):
-    """One request. Fields named in the route's path come from there, the rest from body or query."""
+    """One request. Fields named in the route's path come from there, others from body or query."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
     route: ClassVar[Route]
@@ -96,6 +96,8 @@ class Transport(Protocol):
     """Where commands go. May block; raises the classes of `superduper.errors`."""
 
     def send(self, command: Command) -> Any: ...
+
+    def stream(self, command: "FindDocuments") -> Iterator[dict[str, Any]]: ...
 
     def close(self) -> None: ...
 
@@ -149,14 +151,14 @@ class InsertDocuments(OnCollection):
 
 
 class FindDocuments(OnCollection):
-    """Documents that match a filter."""
+    """Documents that match a filter; a limit of 0 (no limit) is for streams only."""
 
     route = Route("POST", f"{_COLLECTION}/documents/query")
     filter: Document = {}
     projection: Document | list[str] | None = None
     sort: list[tuple[str, Literal[1, -1]]] | None = None
     skip: Annotated[int, Field(ge=0)] = 0
-    limit: Annotated[int, Field(ge=0, le=1000)] = 100
+    limit: Annotated[int, Field(ge=0)] = 100
 
 
 class CountDocuments(OnCollection):

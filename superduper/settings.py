@@ -22,19 +22,22 @@ class Setting:
 
 
 SETTINGS = (
-    Setting("URI", "embedded:./superduper-data", "Where the data is: embedded:PATH, mongodb://, http://."),
+    Setting(
+        "URI",
+        "embedded:./superduper-data",
+        "Where the data is: embedded:PATH, mongodb://, http://.",
+    ),
     Setting("DATABASE", "main", "The database that a server serves."),
     Setting("TOKEN", "", "The token that a client sends to a server."),
     Setting("HOST", "127.0.0.1", "The address that the server listens on."),
     Setting("PORT", "8000", "The port that the server listens on; 0 lets the system choose."),
-    Setting("HOME", "~/.superduper", "Keys and other things that are not data; kept private (mode 0700)."),
-    Setting("STORE", "auto", "The embedded store's server: auto, mongod, secantus-rust or secantus."),
-    Setting("CHILD_MEMORY_MB", "8192", "Memory that a process running user code may take, in MiB."),
+    Setting("HOME", "~/.superduper", "Keys and other things that are not data (mode 0700)."),
+    Setting("STORE", "auto", "The embedded store's server: auto, mongod, secantus-rust, secantus."),
+    Setting("CHILD_MEMORY_MB", "8192", "MiB of memory for a process that runs user code."),
     Setting("PREDICT_TIMEOUT", "30", "Seconds a prediction may take before its process is ended."),
     Setting("BODY_LIMIT_MB", "64", "Largest request body the server accepts, in MiB."),
     Setting("LEASE_SECONDS", "10", "How long a worker may be silent before another takes over."),
-    Setting("CACHE", "", "Folder for training tensors; default: a folder of the worker's own."),
-)  # fmt: skip
+)
 
 _ROWS = {row.name: row for row in SETTINGS}
 

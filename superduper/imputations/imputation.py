@@ -1,4 +1,4 @@
-"""Imputations as they are kept in the database: one document each, changed by single atomic updates.
+"""Imputations as the database keeps them: one document each, changed by single atomic updates.
 
 Two families of paths, because they can differ:
 - `target_paths`: the fields whose values are the labels of a fit (the `target_key`);
@@ -60,7 +60,7 @@ class ImputationRecord:
 
     @property
     def status(self) -> str:
-        """fitting, filling (documents already there), watching, ready (no watcher), paused, failed."""
+        """fitting, filling (what is there already), watching, ready (no watcher), paused, failed."""
         if self.active is None:
             return "failed" if self.error else "fitting"
         if not self.watched:
@@ -311,7 +311,7 @@ class Imputations:
         return result.matched_count == 1
 
     def request_scan(self, collection: str, name: str | None = None) -> None:
-        """Ask for a scan by every live imputation of a collection (the stream's history is lost)."""
+        """Ask every live imputation of a collection for a scan (the stream's history is lost)."""
         filter: dict[str, Any] = {"collection": collection, "active": {"$ne": None}}
         if name is not None:
             filter["name"] = name
