@@ -5,19 +5,14 @@ A command is checked here, once; behind it values are trusted. Values inside com
 are plain BSON values (rich ones are encoded before by `superduper.fields.codec`).
 """
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from superduper.errors import InvalidInput
-
-NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
-COLLECTION = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,118}")
-PATH_SEGMENT = re.compile(r"[^.$\0][^.\0]{0,119}")
-MAX_PATH_SEGMENTS = 8
+from superduper.names import check_collection, check_keys, check_name, check_path
 
 Kind = Literal["function", "model", "loss", "metric", "trainer", "encoder"]
 PLURALS: dict[str, str] = {
@@ -31,46 +26,10 @@ PLURALS: dict[str, str] = {
 Role = Literal["reader", "writer", "trainer", "admin"]
 
 
-def check_name(name: str) -> str:
-    """A component's or imputation's name: a letter, then letters, digits, `_`, `-`; at most 63."""
-    if not NAME.fullmatch(name):
-        raise ValueError(
-            f"{name[:80]!r} is not a valid name: start with a letter, go on with letters, digits, "
-            "'_' or '-', at most 63 characters"
-        )
-    return name
-
-
-def check_collection(name: str) -> str:
-    """A collection's name: as MongoDB has them, and none of the system's own."""
-    if not COLLECTION.fullmatch(name) or name.startswith(("system.", "superduper.")):
-        raise ValueError(f"{name[:80]!r} is not a valid collection name")
-    return name
-
-
-def check_path(path: str) -> str:
-    """A dotted path to a field: no empty segment, none that starts with `$`, none named `_fill`."""
-    segments = path.split(".")
-    if len(segments) > MAX_PATH_SEGMENTS:
-        raise ValueError(f"{path[:80]!r} is deeper than {MAX_PATH_SEGMENTS} levels")
-    for segment in segments:
-        if not PATH_SEGMENT.fullmatch(segment) or segment == "_fill":
-            raise ValueError(f"{path[:80]!r} is not a valid field path")
-    return path
-
-
-def _check_keys(keys: str | Sequence[str]) -> str | tuple[str, ...]:
-    if isinstance(keys, str):
-        return check_path(keys)
-    if not keys or len(set(keys)) != len(keys):
-        raise ValueError("a list of fields must have at least one field, and each only once")
-    return tuple(check_path(key) for key in keys)
-
-
 Name = Annotated[str, AfterValidator(check_name)]
 CollectionName = Annotated[str, AfterValidator(check_collection)]
 Path = Annotated[str, AfterValidator(check_path)]
-Keys = Annotated[str | tuple[str, ...], AfterValidator(_check_keys)]
+Keys = Annotated[str | tuple[str, ...], AfterValidator(check_keys)]
 Document = dict[str, Any]
 Version = Annotated[int, Field(ge=1)]
 

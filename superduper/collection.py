@@ -1,0 +1,315 @@
+"""A collection whose missing fields fill themselves: the one facade, whatever the transport."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from bson import ObjectId
+from pymongo.collection import Collection as MongoCollection
+from pymongo.results import DeleteResult, InsertManyResult, InsertOneResult, UpdateResult
+
+from superduper import commands
+from superduper.commands import Transport, build
+from superduper.cursor import Cursor, filter_of, sort_keys
+from superduper.display import Table
+from superduper.errors import InvalidInput
+from superduper.fields.codec import decode_document, encode, encode_document
+from superduper.fields.sealing import seal
+from superduper.handles import Imputation, predict_with
+
+INSERT_CHUNK = 1_000
+JOB_COLUMNS = ("id", "kind", "state", "attempts", "args", "created_at", "error")
+RUN_COLUMNS = ("id", "imputation", "version", "status", "metrics", "seed", "device", "started_at")
+SCORE_COLUMNS = ("rank", "imputation", "version", "metric", "value", "test_hash", "run")
+
+
+class Collection:
+    """Documents, components and imputations of one collection.
+
+    `native` is the pymongo collection behind it where there is one (not over HTTP): methods that
+    are not listed here pass through to it.
+    """
+
+    def __init__(
+        self, transport: Transport, name: str, native: MongoCollection[Any] | None = None
+    ) -> None:
+        self._transport = transport
+        self._native = native
+        self.name = name
+
+    def _send(self, command: type[commands.OnCollection], **fields: Any) -> Any:
+        return self._transport.send(build(command, collection=self.name, **fields))
+
+    def __repr__(self) -> str:
+        return f"<Collection {self.name!r}>"
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("_") or not hasattr(MongoCollection, attribute):
+            raise AttributeError(f"a collection has no attribute {attribute!r}")
+        if self._native is None:
+            raise AttributeError(f"{attribute!r} is pymongo's and not available over HTTP")
+        return getattr(self._native, attribute)
+
+    # Documents -------------------------------------------------------------------------------
+
+    def insert_one(self, document: dict[str, Any]) -> InsertOneResult:
+        """Insert a document; tensors, arrays and images go in as they are."""
+        return InsertOneResult(self.insert_many([document]).inserted_ids[0], True)
+
+    def insert_many(
+        self, documents: Iterable[dict[str, Any]], ordered: bool = True
+    ) -> InsertManyResult:
+        """Insert documents; each gets an `_id` if it has none, as with pymongo."""
+        ids: list[Any] = []
+        chunk: list[dict[str, Any]] = []
+        for document in documents:
+            document.setdefault("_id", ObjectId())
+            chunk.append(encode_document(document))
+            if len(chunk) >= INSERT_CHUNK:
+                ids += self._insert(chunk, ordered)
+                chunk = []
+        if chunk or not ids:
+            ids += self._insert(chunk, ordered)
+        return InsertManyResult(ids, True)
+
+    def _insert(self, documents: list[dict[str, Any]], ordered: bool) -> list[Any]:
+        sent = self._send(commands.InsertDocuments, documents=documents, ordered=ordered)
+        ids: list[Any] = sent["inserted_ids"]
+        return ids
+
+    def find(
+        self,
+        filter: Mapping[str, Any] | None = None,
+        projection: Mapping[str, Any] | Sequence[str] | None = None,
+        skip: int = 0,
+        limit: int = 0,
+        sort: Sequence[tuple[str, int]] | str | None = None,
+    ) -> Cursor:
+        """The documents that match, read lazily."""
+        return Cursor(
+            self._transport,
+            self.name,
+            filter=_encoded(filter),
+            projection=_projection(projection),
+            skip=skip,
+            limit=limit,
+            sort=sort_keys(sort) if sort else None,
+        )
+
+    def find_one(
+        self,
+        filter: Any = None,
+        projection: Mapping[str, Any] | Sequence[str] | None = None,
+        skip: int = 0,
+        sort: Sequence[tuple[str, int]] | str | None = None,
+    ) -> dict[str, Any] | None:
+        """One document that matches (a bare value is an `_id`), or None."""
+        found = self._send(
+            commands.FindDocuments,
+            filter=_encoded(filter),
+            projection=_projection(projection),
+            skip=skip,
+            limit=1,
+            sort=sort_keys(sort) if sort else None,
+        )["documents"]
+        return decode_document(found[0]) if found else None
+
+    def count_documents(self, filter: Mapping[str, Any]) -> int:
+        """The number of documents that match."""
+        return int(self._send(commands.CountDocuments, filter=_encoded(filter))["count"])
+
+    def _update(self, filter: Any, update: Any, *, many: bool, upsert: bool) -> UpdateResult:
+        raw = self._send(
+            commands.UpdateDocuments,
+            filter=_encoded(filter),
+            update=encode(update),
+            many=many,
+            upsert=upsert,
+        )
+        return UpdateResult(raw, True)
+
+    def update_one(self, filter: Any, update: Any, upsert: bool = False) -> UpdateResult:
+        """Change the first document that matches."""
+        return self._update(filter, update, many=False, upsert=upsert)
+
+    def update_many(self, filter: Any, update: Any, upsert: bool = False) -> UpdateResult:
+        """Change all documents that match."""
+        return self._update(filter, update, many=True, upsert=upsert)
+
+    def replace_one(
+        self, filter: Any, replacement: Mapping[str, Any], upsert: bool = False
+    ) -> UpdateResult:
+        """Put another document in the place of the first that matches."""
+        raw = self._send(
+            commands.ReplaceDocument,
+            filter=_encoded(filter),
+            replacement=encode_document(replacement),
+            upsert=upsert,
+        )
+        return UpdateResult(raw, True)
+
+    def delete_one(self, filter: Any) -> DeleteResult:
+        """Delete the first document that matches."""
+        return DeleteResult(
+            self._send(commands.DeleteDocuments, filter=_encoded(filter), many=False), True
+        )
+
+    def delete_many(self, filter: Mapping[str, Any]) -> DeleteResult:
+        """Delete all documents that match."""
+        return DeleteResult(
+            self._send(commands.DeleteDocuments, filter=_encoded(filter), many=True), True
+        )
+
+    # Components ------------------------------------------------------------------------------
+
+    def _register(self, kind: str, name: str, parts: dict[str, Any], **more: Any) -> dict[str, Any]:
+        fields = {"kind": kind, "name": name, "sealed": {}, **more}
+        build(commands.RegisterComponent, collection=self.name, **fields)  # names before sealing
+        fields["sealed"] = seal(parts).to_dict()
+        found: dict[str, Any] = self._send(commands.RegisterComponent, **fields)
+        return found
+
+    def create_function(self, name: str, object: Callable[..., Any]) -> dict[str, Any]:
+        """Register a function, such as the target of an imputation."""
+        return self._register("function", name, {"object": object})
+
+    def create_model(
+        self,
+        name: str,
+        object: Any,
+        preprocess: Callable[..., Any] | None = None,
+        postprocess: Callable[..., Any] | None = None,
+        sample: Any = None,
+    ) -> dict[str, Any]:
+        """Register a model; with a `sample` input it is tried out and its output noted."""
+        parts = {"object": object, "preprocess": preprocess, "postprocess": postprocess}
+        return self._register(
+            "model", name, parts, sample=encode(sample), has_sample=sample is not None
+        )
+
+    def create_loss(self, name: str, object: Callable[..., Any]) -> dict[str, Any]:
+        """Register a loss: `loss(output, target)` on batches."""
+        return self._register("loss", name, {"object": object})
+
+    def create_metric(self, name: str, object: Callable[..., Any]) -> dict[str, Any]:
+        """Register a metric: `metric(predicted_value, true_value)` for each document."""
+        return self._register("metric", name, {"object": object})
+
+    def create_trainer(self, name: str, object: type[Any]) -> dict[str, Any]:
+        """Register a Trainer subclass."""
+        return self._register("trainer", name, {"object": object})
+
+    def create_encoder(self, name: str, object: Any) -> dict[str, Any]:
+        """Register an encoder: an object with `encode(value)` and `decode(value)`."""
+        return self._register("encoder", name, {"object": object})
+
+    def list(self, kind: str) -> Table:
+        """The components of a kind, or the imputations."""
+        if kind == "imputation":
+            rows = self._send(commands.ListImputations)
+            return Table(rows, ("name", "status", "model", "model_key", "target_key", "active"))
+        rows = self._send(commands.ListComponents, kind=kind)
+        return Table(rows, ("name", "live", "latest", "type", "created_at", "created_by"))
+
+    def show(self, kind: str, name: str, version: int | None = None) -> dict[str, Any]:
+        """Everything about one component or imputation."""
+        if kind == "imputation":
+            return self.imputation(name).show()
+        found: dict[str, Any] = self._send(
+            commands.ShowComponent, kind=kind, name=name, version=version
+        )
+        return found
+
+    def delete(self, kind: str, name: str, version: int | None = None) -> None:
+        """Delete a component or imputation; refused while something uses it."""
+        if kind == "imputation":
+            self.imputation(name).delete()
+        else:
+            self._send(commands.DeleteComponent, kind=kind, name=name, version=version)
+
+    # Imputations -----------------------------------------------------------------------------
+
+    def create_imputation(self, name: str | None = None, **settings: Any) -> Imputation:
+        """Declare that one field is predicted from another, and start its fit.
+
+        Settings: `model`, `model_key`, `target_key`, and optionally `target`, `loss`, `metrics`,
+        `filter`, `optimizer`, `lr`, `batch_size`, `max_epochs`, `patience`, `watch`, `seed`,
+        `min_confidence`, `on_input_change`, `promote`, `watcher` and the others of
+        `superduper.commands.CreateImputation`. `objective` is another word for `loss`.
+        """
+        if "objective" in settings:
+            if settings.get("loss") is not None:
+                raise InvalidInput("pass either loss= or objective=, they mean the same")
+            settings["loss"] = settings.pop("objective")
+        found = self._send(commands.CreateImputation, name=name, **settings)
+        return Imputation(self._transport, self.name, found["name"])
+
+    def create_watcher(self, name: str, model: str, key: Any, **settings: Any) -> Imputation:
+        """Write a model's output for every document that has `key`, now and from now on."""
+        found = self._send(commands.CreateWatcher, name=name, model=model, key=key, **settings)
+        return Imputation(self._transport, self.name, found["name"])
+
+    def imputation(self, name: str) -> Imputation:
+        """A handle on an imputation that exists.
+
+        Raises NotFound if it does not.
+        """
+        handle = Imputation(self._transport, self.name, name)
+        handle.show()
+        return handle
+
+    def predict(self, model: str, value: Any, version: int | None = None) -> Any:
+        """A model's output for a value, or for each of a list of values."""
+        return predict_with(
+            lambda inputs: self._send(commands.Predict, name=model, inputs=inputs, version=version),
+            value,
+        )
+
+    # Jobs and runs ---------------------------------------------------------------------------
+
+    def jobs(self, limit: int = 50) -> Table:
+        """Jobs, newest first."""
+        return Table(self._transport.send(build(commands.ListJobs, limit=limit)), JOB_COLUMNS)
+
+    def runs(self, limit: int = 50) -> Table:
+        """Trainings, newest first."""
+        return Table(self._send_about(commands.ListRuns, limit=limit), RUN_COLUMNS)
+
+    def highscores(self, metric: str | None = None, limit: int = 50) -> Table:
+        """Finished runs ranked by a metric, comparable where their test data is the same."""
+        rows = self._send_about(commands.Highscores, metric=metric, limit=limit)
+        return Table(rows, SCORE_COLUMNS)
+
+    def _send_about(self, command: type[commands.Command], **fields: Any) -> Any:
+        return self._transport.send(build(command, collection=self.name, **fields))
+
+
+class Database:
+    """Collections by name."""
+
+    def __init__(self, transport: Transport, name: str, native: Any = None) -> None:
+        self._transport = transport
+        self._native = native
+        self.name = name
+
+    def __getitem__(self, collection: str) -> Collection:
+        name = build(commands.CountDocuments, collection=collection).collection
+        native = None if self._native is None else self._native[name]
+        return Collection(self._transport, name, native)
+
+    def list_collection_names(self) -> list[str]:
+        """The names of the collections there are."""
+        found = self._transport.send(build(commands.ListCollections))
+        return [row["name"] for row in found]
+
+    def __repr__(self) -> str:
+        return f"<Database {self.name!r}>"
+
+
+def _encoded(filter: Any) -> dict[str, Any]:
+    return {key: encode(value) for key, value in filter_of(filter).items()}
+
+
+def _projection(projection: Any) -> Any:
+    if projection is None or isinstance(projection, Mapping):
+        return None if projection is None else dict(projection)
+    return list(projection)

@@ -1,0 +1,238 @@
+"""What `create_imputation` returns: a handle on an imputation that lives in the database."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+from tqdm.auto import tqdm
+
+from superduper import commands
+from superduper.commands import Transport, build
+from superduper.display import Table, html_table
+from superduper.errors import SuperduperError, TimedOut, UserCodeError, error_of
+from superduper.fields.codec import decode, encode
+
+POLL_SECONDS = 0.25
+SETTLED = ("watching", "ready", "paused")
+
+
+class Imputation:
+    """A field that is predicted from another; every property asks the database."""
+
+    def __init__(self, transport: Transport, collection: str, name: str) -> None:
+        self._transport = transport
+        self.collection = collection
+        self.name = name
+
+    def _send(self, command: type[commands.OnImputation], **fields: Any) -> Any:
+        return self._transport.send(
+            build(command, collection=self.collection, name=self.name, **fields)
+        )
+
+    # State -----------------------------------------------------------------------------------
+
+    def show(self) -> dict[str, Any]:
+        """Everything about it: settings, status, progress, live version, last error."""
+        found: dict[str, Any] = self._send(commands.ShowImputation)
+        return found
+
+    @property
+    def status(self) -> str:
+        """fitting, filling, watching, ready, paused or failed."""
+        return str(self.show()["status"])
+
+    @property
+    def version(self) -> int | None:
+        """The live version; None while there is none."""
+        return self.show()["active"]  # type: ignore[no-any-return]
+
+    def wait(self, timeout: float | None = None, progress: bool = True) -> Self:
+        """Wait until it is trained and the documents that are there are filled.
+
+        Shows a progress bar on a terminal and in a notebook, and plain lines nowhere else.
+        Raises the error that ended the fit; TimedOut after `timeout` seconds.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with _Bar(self.name, enabled=progress) as bar:
+            while True:
+                state = self.show()
+                bar.update(state)
+                fitting = state["fit"] is not None and state["fit"]["state"] in ACTIVE_JOB
+                if not fitting:
+                    if state["error"]:
+                        raise _error(self.name, state["error"])
+                    if state["status"] in SETTLED:
+                        return self
+                if deadline is not None and time.monotonic() > deadline:
+                    raise TimedOut(_why_waiting(self.name, state, timeout))
+                time.sleep(POLL_SECONDS)
+
+    def versions(self) -> Table:
+        """Its versions, newest first, with their metrics."""
+        return Table(self._send(commands.ListVersions), VERSION_COLUMNS)
+
+    def history(self) -> Table:
+        """Which version was made live when, by whom and why; newest first."""
+        return Table(self._send(commands.ShowHistory), ("at", "version", "by", "reason"))
+
+    def counts(self) -> dict[str, int]:
+        """The number of documents in each state."""
+        found: dict[str, int] = self._send(commands.CountStates)
+        return found
+
+    def failures(self, limit: int = 100) -> Table:
+        """Documents that could not be filled, with the reason."""
+        columns = ("document", "state", "attempts", "error")
+        return Table(self._send(commands.ListFailures, limit=limit), columns)
+
+    # Acting ----------------------------------------------------------------------------------
+
+    def preview(self, n: int = 10) -> Table:
+        """What would be filled in up to `n` documents; writes nothing."""
+        rows = self._send(commands.PreviewImputation, n=n)
+        return Table(map(_decoded, rows), ("document", "value", "confidence", "error"))
+
+    def predict(self, value: Any) -> Any:
+        """The live version's output for a value, or for each of a list of values."""
+        return predict_with(
+            lambda inputs: self._send(commands.PredictImputation, inputs=inputs), value
+        )
+
+    def retry_failures(self) -> int:
+        """Try the documents that failed once more; answers how many."""
+        return int(self._send(commands.RetryFailures)["retried"])
+
+    def refit(self) -> Self:
+        """Train a new version on the labels that are there now."""
+        self._send(commands.RefitImputation)
+        return self
+
+    def promote(self, version: int) -> Self:
+        """Make a version the live one."""
+        self._send(commands.PromoteVersion, version=version)
+        return self
+
+    def rollback(self) -> Self:
+        """Make the version that was live before live again."""
+        self._send(commands.RollbackImputation)
+        return self
+
+    def revert(self, version: int, force: bool = False) -> int:
+        """Take back every value that a version filled and nobody changed; answers how many.
+
+        The live version would fill them again at once, so it must be rolled back or the
+        imputation paused first, or `force=True` given, which pauses it.
+        """
+        return int(self._send(commands.RevertVersion, version=version, force=force)["reverted"])
+
+    def pause(self) -> Self:
+        """Stop filling."""
+        self._send(commands.PauseImputation)
+        return self
+
+    def resume(self) -> Self:
+        """Go on filling, beginning with what was missed."""
+        self._send(commands.ResumeImputation)
+        return self
+
+    def delete(self) -> None:
+        """Stop and forget it; values that it filled stay."""
+        self._send(commands.DeleteImputation)
+
+    # Looks -----------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        try:
+            state = self.show()
+        except SuperduperError as error:
+            return f"<Imputation {self.name!r}: {error.message}>"
+        version = "" if state["active"] is None else f", version {state['active']}"
+        metrics = "".join(f", {k} {v:.4g}" for k, v in (state["metrics"] or {}).items())
+        source, target = _keys(state["model_key"]), _keys(state["target_key"])
+        return (
+            f"<Imputation {self.name!r}: {source} → {target}, {state['status']}{version}{metrics}>"
+        )
+
+    def _repr_html_(self) -> str:
+        state = self.show()
+        rows = [{"": key, " ": state[key]} for key in SHOWN]
+        return html_table(rows, ("", " "))
+
+
+ACTIVE_JOB = ("queued", "running")
+SHOWN = ("name", "status", "model_key", "target_key", "model", "active", "metrics", "error")
+VERSION_COLUMNS = ("version", "status", "live", "metrics", "documents", "started_at", "seconds")
+
+
+def _keys(keys: Any) -> str:
+    return keys if isinstance(keys, str) else ", ".join(keys)
+
+
+def _decoded(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {**row, "value": decode(row.get("value"))}
+
+
+def _error(name: str, error: Mapping[str, Any]) -> SuperduperError:
+    found = error_of(error.get("code", "user_code"), f"imputation {name!r}: {error['message']}")
+    if error.get("traceback"):
+        found.add_note(str(error["traceback"]))
+    return found
+
+
+def _why_waiting(name: str, state: Mapping[str, Any], timeout: float | None) -> str:
+    text = f"imputation {name!r} is still {state['status']} after {timeout:g} s"
+    if not state["workers"]:
+        text += "; no worker is alive: start one with `superduper work`"
+    return text
+
+
+def predict_with(send: Callable[[list[Any]], Mapping[str, Any]], value: Any) -> Any:
+    """Outputs for a list of values, or one output for a single value.
+
+    Raises UserCodeError with the first error if the model failed on any of them.
+    """
+    many = isinstance(value, list)
+    answer = send([encode(each) for each in (value if many else [value])])
+    errors = answer.get("errors") or {}
+    if errors:
+        index, error = next(iter(errors.items()))
+        raise UserCodeError(f"input {index}: {error}")
+    outputs = [decode(output) for output in answer["outputs"]]
+    return outputs if many else outputs[0]
+
+
+class _Bar:
+    """The progress bar of `wait`: first the fit, then the filling of what is there."""
+
+    def __init__(self, name: str, *, enabled: bool) -> None:
+        self._name = name
+        self._disable = None if enabled else True
+        self._bar: Any = None
+        self._phase = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, state: Mapping[str, Any]) -> None:
+        """Show the state that was just read."""
+        fit = state["fit"]
+        if fit is not None and fit["state"] in ACTIVE_JOB:
+            progress = fit["progress"] or {}
+            self._show("fit", progress.get("done", 0), progress.get("total"), "step")
+            if self._bar is not None and progress.get("metrics"):
+                self._bar.set_postfix(progress["metrics"], refresh=False)
+        elif state["status"] == "filling":
+            self._show("fill", state["scan"].get("filled", 0), None, "document")
+
+    def _show(self, phase: str, done: int, total: int | None, unit: str) -> None:
+        if phase != self._phase:
+            self.__exit__()
+            self._bar = tqdm(desc=f"{phase} {self._name}", unit=f" {unit}s", disable=self._disable)
+            self._phase = phase
+        self._bar.total = total
+        self._bar.update(max(0, done - self._bar.n))
+        self._bar.refresh()

@@ -1,0 +1,46 @@
+"""Which names are allowed: one rule each for components, collections and field paths."""
+
+import re
+from collections.abc import Sequence
+
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
+COLLECTION = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,118}")
+PATH_SEGMENT = re.compile(r"[^.$\0][^.\0]{0,119}")
+MAX_PATH_SEGMENTS = 8
+
+
+def check_name(name: str) -> str:
+    """A component's or imputation's name: a letter, then letters, digits, `_`, `-`; at most 63."""
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"{name[:80]!r} is not a valid name: start with a letter, go on with letters, digits, "
+            "'_' or '-', at most 63 characters"
+        )
+    return name
+
+
+def check_collection(name: str) -> str:
+    """A collection's name: as MongoDB has them, and none of the system's own."""
+    if not COLLECTION.fullmatch(name) or name.startswith(("system.", "superduper.")):
+        raise ValueError(f"{name[:80]!r} is not a valid collection name")
+    return name
+
+
+def check_path(path: str) -> str:
+    """A dotted path to a field: no empty segment, none that starts with `$`, none named `_fill`."""
+    segments = path.split(".")
+    if len(segments) > MAX_PATH_SEGMENTS:
+        raise ValueError(f"{path[:80]!r} is deeper than {MAX_PATH_SEGMENTS} levels")
+    for segment in segments:
+        if not PATH_SEGMENT.fullmatch(segment) or segment == "_fill":
+            raise ValueError(f"{path[:80]!r} is not a valid field path")
+    return path
+
+
+def check_keys(keys: str | Sequence[str]) -> str | tuple[str, ...]:
+    """One field path, or a list of different ones."""
+    if isinstance(keys, str):
+        return check_path(keys)
+    if not keys or len(set(keys)) != len(keys):
+        raise ValueError("a list of fields must have at least one field, and each only once")
+    return tuple(check_path(key) for key in keys)
