@@ -13,6 +13,7 @@ import bson
 from superduper.fields import paths
 
 FILL = "_fill"
+BASE = "_base"
 
 
 def value_hash(value: Any) -> str:
@@ -69,3 +70,33 @@ def fill_record(
     if confidence is not None:
         record["confidence"] = confidence
     return record
+
+
+def input_values(
+    document: Mapping[str, Any], input_paths: Sequence[str], exclude: Sequence[str] = ()
+) -> list[Any] | None:
+    """What a model reads of a document, one value per path; None where a field is missing.
+
+    The path `_base` is the whole document without provenance and without the fields in `exclude`
+    (what the imputation itself writes, or learns from).
+    """
+    values = [
+        _without(document, [FILL, *exclude]) if path == BASE else paths.get(document, path)
+        for path in input_paths
+    ]
+    return None if any(value is paths.MISSING for value in values) else values
+
+
+def as_one_value(values: Sequence[Any], value_paths: Sequence[str]) -> Any:
+    """One field's value as it is; several as a dictionary by path. So models and targets get them."""
+    return values[0] if len(value_paths) == 1 else dict(zip(value_paths, values, strict=True))
+
+
+def _without(document: Mapping[str, Any], excluded: Sequence[str]) -> dict[str, Any]:
+    here = {path for path in excluded if "." not in path}
+    kept = {key: value for key, value in document.items() if key not in here}
+    for path in excluded:
+        head, _, rest = path.partition(".")
+        if rest and isinstance(kept.get(head), Mapping):
+            kept[head] = _without(kept[head], [rest])
+    return kept
