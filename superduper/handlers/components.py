@@ -1,0 +1,73 @@
+"""Commands about components: register, list, show, delete."""
+
+from typing import Any
+
+from superduper import commands
+from superduper.errors import InUse
+from superduper.fields.sealing import Sealed
+from superduper.handlers.context import Context
+from superduper.serving.host import try_out
+from superduper.store.registry import Component
+
+
+def register(context: Context, command: commands.RegisterComponent, author: str) -> dict[str, Any]:
+    """Seal of the object, trial in a fresh child, then the record: in that order."""
+    sealed = Sealed.from_dict(command.sealed)
+    draft = context.registry.draft(command.collection, command.kind, command.name, sealed, author)
+    known = context.registry.find_same(draft)
+    if known is None:
+        details = try_out(
+            context.registry.payload(draft), command.kind, command.sample, command.has_sample
+        )
+        known = context.registry.commit(draft, details=details)
+    return shown(known)
+
+
+def shown(component: Component) -> dict[str, Any]:
+    """A component as users see it."""
+    return {
+        "kind": component.kind,
+        "name": component.name,
+        "version": component.version,
+        "content": component.content,
+        "created_at": component.created_at,
+        "created_by": component.created_by,
+        "origin": component.origin,
+        **component.details,
+    }
+
+
+def list_components(context: Context, command: commands.ListComponents) -> list[dict[str, Any]]:
+    """The components of a kind."""
+    return context.registry.list(command.collection, command.kind)
+
+
+def show(context: Context, command: commands.ShowComponent) -> dict[str, Any]:
+    """One component."""
+    return shown(
+        context.registry.get(command.collection, command.kind, command.name, command.version)
+    )
+
+
+def delete(context: Context, command: commands.DeleteComponent) -> dict[str, Any]:
+    """Delete a component or a version of it, unless an imputation uses it."""
+    context.registry.get(command.collection, command.kind, command.name, command.version)
+    for record in context.imputations.find(command.collection):
+        if uses(record.spec, command.kind, command.name):
+            raise InUse(
+                f"{command.kind} {command.name!r} is used by imputation {record.name!r}: "
+                "delete that first"
+            )
+    context.registry.delete(command.collection, command.kind, command.name, command.version)
+    return {"deleted": command.name}
+
+
+def uses(spec: Any, kind: str, name: str) -> bool:
+    """Whether an imputation's settings name a component."""
+    if kind == "function":
+        return bool(spec.get("target") == name)
+    if kind == "metric":
+        return name in (spec.get("metrics") or ())
+    if kind == "model":
+        return name in (spec.get("model"), spec.get("target"))
+    return bool(spec.get(kind) == name)

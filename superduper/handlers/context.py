@@ -1,0 +1,47 @@
+"""What the handlers of commands work with: one database and the parts built on it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pymongo.database import Database
+
+from superduper.imputations.imputation import Imputations
+from superduper.jobs.queue import Queue
+from superduper.serving.hosts import Hosts
+from superduper.store.artifacts import ArtifactStore
+from superduper.store.mongo import server_now_ms
+from superduper.store.registry import Registry
+from superduper.store.signing import Keyring
+from superduper.training.runs import Runs
+
+
+@dataclass(frozen=True)
+class Context:
+    """The parts of Superduper that answer commands about one database."""
+
+    database: Database[Any]
+    artifacts: ArtifactStore
+    registry: Registry
+    imputations: Imputations
+    queue: Queue
+    runs: Runs
+    hosts: Hosts
+
+    @classmethod
+    def of(cls, database: Database[Any]) -> "Context":
+        """The parts for a database, with the keys of this machine's home."""
+        artifacts = ArtifactStore(database, Keyring.open())
+        registry = Registry(database, artifacts)
+        return cls(
+            database=database,
+            artifacts=artifacts,
+            registry=registry,
+            imputations=Imputations(database),
+            queue=Queue(database),
+            runs=Runs(database),
+            hosts=Hosts(registry),
+        )
+
+    def now(self) -> int:
+        """The database server's time, in milliseconds since the epoch."""
+        return server_now_ms(self.database)

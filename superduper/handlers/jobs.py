@@ -1,0 +1,67 @@
+"""Commands about jobs, runs and the state of everything."""
+
+from typing import Any
+
+import superduper
+from superduper import commands
+from superduper.handlers.context import Context
+from superduper.jobs.worker import alive_workers
+
+
+def shown(job: dict[str, Any]) -> dict[str, Any]:
+    """A job as users see it."""
+    return {("id" if key == "_id" else key): value for key, value in job.items()}
+
+
+def list_jobs(context: Context, command: commands.ListJobs) -> list[dict[str, Any]]:
+    """Jobs, newest first."""
+    return [shown(job) for job in context.queue.list(command.state, command.limit)]
+
+
+def show(context: Context, command: commands.ShowJob) -> dict[str, Any]:
+    """One job."""
+    return shown(context.queue.get(command.id))
+
+
+def cancel(context: Context, command: commands.CancelJob) -> dict[str, Any]:
+    """Ask a job to stop."""
+    context.queue.cancel(command.id)
+    return shown(context.queue.get(command.id))
+
+
+def list_runs(context: Context, command: commands.ListRuns) -> list[dict[str, Any]]:
+    """Trainings, newest first."""
+    return [
+        {("id" if key == "_id" else key): value for key, value in run.items()}
+        for run in context.runs.list(command.collection, command.limit)
+    ]
+
+
+def highscores(context: Context, command: commands.Highscores) -> list[dict[str, Any]]:
+    """Finished runs ranked by a metric."""
+    return context.runs.highscores(command.collection, command.metric, command.limit)
+
+
+def status(context: Context, command: commands.ShowStatus) -> dict[str, Any]:
+    """Workers, imputations and jobs at a glance."""
+    return {
+        "database": context.database.name,
+        "version": superduper.__version__,
+        "workers": alive_workers(context.database),
+        "imputations": [
+            {
+                "collection": record.collection,
+                "name": record.name,
+                "status": record.status,
+                "active": record.active,
+            }
+            for record in context.imputations.find()
+        ],
+        "streams": list(
+            context.database["superduper.watchers"].find({}, {"token": 0}).sort("_id", 1)
+        ),
+        "jobs": {
+            state: context.database["superduper.jobs"].count_documents({"state": state})
+            for state in ("queued", "running", "failed")
+        },
+    }

@@ -1,0 +1,83 @@
+"""The one implementation of every command, whichever transport brings it."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pymongo.database import Database
+
+from superduper import commands
+from superduper.commands import Command
+from superduper.handlers import components, documents, imputations, jobs, predictions
+from superduper.handlers.context import Context
+from superduper.store.mongo import database_errors
+
+Handler = Callable[[Context, Any], Any]
+AuthoredHandler = Callable[[Context, Any, str], Any]
+
+HANDLERS: dict[type[Command], Handler] = {
+    commands.ListCollections: documents.list_collections,
+    commands.InsertDocuments: documents.insert,
+    commands.FindDocuments: documents.find,
+    commands.CountDocuments: documents.count,
+    commands.UpdateDocuments: documents.update,
+    commands.ReplaceDocument: documents.replace,
+    commands.DeleteDocuments: documents.delete,
+    commands.ListComponents: components.list_components,
+    commands.ShowComponent: components.show,
+    commands.DeleteComponent: components.delete,
+    commands.ListImputations: imputations.list_imputations,
+    commands.ShowImputation: imputations.show,
+    commands.DeleteImputation: imputations.delete,
+    commands.RefitImputation: imputations.refit,
+    commands.RevertVersion: imputations.revert,
+    commands.PreviewImputation: imputations.preview_fills,
+    commands.PauseImputation: imputations.pause,
+    commands.ResumeImputation: imputations.resume,
+    commands.RetryFailures: imputations.retry_failures,
+    commands.ListFailures: imputations.list_failures,
+    commands.ListVersions: imputations.versions,
+    commands.ShowHistory: imputations.history,
+    commands.CountStates: imputations.counts,
+    commands.Predict: predictions.predict,
+    commands.PredictImputation: predictions.predict_imputation,
+    commands.ListJobs: jobs.list_jobs,
+    commands.ShowJob: jobs.show,
+    commands.CancelJob: jobs.cancel,
+    commands.ListRuns: jobs.list_runs,
+    commands.Highscores: jobs.highscores,
+    commands.ShowStatus: jobs.status,
+}
+AUTHORED: dict[type[Command], AuthoredHandler] = {
+    commands.RegisterComponent: components.register,
+    commands.CreateImputation: imputations.create,
+    commands.CreateWatcher: imputations.create_watcher,
+    commands.PromoteVersion: imputations.promote,
+    commands.RollbackImputation: imputations.rollback,
+}
+
+
+class Service:
+    """Answers commands about one database; safe to call from several threads."""
+
+    def __init__(self, database: Database[Any]) -> None:
+        self.context = Context.of(database)
+
+    def handle(self, command: Command, author: str) -> Any:
+        """The answer to a command, as plain BSON values.
+
+        `author` is who asks: noted with what is registered, declared and promoted.
+        Raises the classes of `superduper.errors`; the database's own errors are translated.
+        """
+        with database_errors():
+            if type(command) in AUTHORED:
+                return AUTHORED[type(command)](self.context, command, author)
+            return HANDLERS[type(command)](self.context, command)
+
+    def stream(self, command: commands.FindDocuments) -> Iterator[dict[str, Any]]:
+        """The documents that match, one after the other."""
+        with database_errors():
+            yield from documents.stream(self.context, command)
+
+    def close(self) -> None:
+        """End the model hosts that were started."""
+        self.context.hosts.close()
