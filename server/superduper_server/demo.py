@@ -16,6 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+from sklearn.datasets import load_digits
+
 import superduper
 
 T = TypeVar("T")
@@ -38,51 +41,55 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def define() -> tuple[Any, Any, Any]:
-    """The user's own code: a target, a model and a metric."""
-    import torch
+class Target:
+    """From a label to the class number that the loss wants."""
 
-    class Target:
-        def __init__(self, labels: list[str]) -> None:
-            self.lookup = {label: index for index, label in enumerate(labels)}
+    def __init__(self, labels: list[str]) -> None:
+        self.lookup = {label: index for index, label in enumerate(labels)}
 
-        def __call__(self, label: str) -> torch.Tensor:
-            return torch.tensor(self.lookup[label])
+    def __call__(self, label: str) -> torch.Tensor:
+        return torch.tensor(self.lookup[label])
 
-    class Digits(torch.nn.Module):
-        def __init__(self, labels: list[str]) -> None:
-            super().__init__()
-            self.labels = labels
-            self.layers = torch.nn.Sequential(
-                torch.nn.Conv2d(1, 32, 3, padding=1),
-                torch.nn.ReLU(),
-                torch.nn.MaxPool2d(2),
-                torch.nn.Flatten(),
-                torch.nn.Dropout(0.25),
-                torch.nn.Linear(32 * 4 * 4, len(labels)),
-            )
 
-        def preprocess(self, image: torch.Tensor) -> torch.Tensor:
-            return image.float().unsqueeze(0) / 16
+class Digits(torch.nn.Module):
+    """A small convolutional network, with what comes before and after it."""
 
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return self.layers(images)  # type: ignore[no-any-return]
+    def __init__(self, labels: list[str]) -> None:
+        super().__init__()
+        self.labels = labels
+        self.layers = torch.nn.Sequential(
+            torch.nn.Conv2d(1, 32, 3, padding=1),
+            torch.nn.ReLU(),
+            torch.nn.MaxPool2d(2),
+            torch.nn.Flatten(),
+            torch.nn.Dropout(0.25),
+            torch.nn.Linear(32 * 4 * 4, len(labels)),
+        )
 
-        def postprocess(self, output: torch.Tensor) -> str:
-            return self.labels[int(output.topk(1)[1].item())]
+    def preprocess(self, image: torch.Tensor) -> torch.Tensor:
+        """One image as the network takes it."""
+        return image.float().unsqueeze(0) / 16
 
-    def accuracy(predicted: str, true: str) -> bool:
-        return predicted == true
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Scores of the labels for a batch."""
+        return self.layers(images)  # type: ignore[no-any-return]
 
-    labels = [str(digit) for digit in range(10)]
-    return Target(labels), Digits(labels), accuracy
+    def postprocess(self, output: torch.Tensor) -> str:
+        """The label with the highest score."""
+        return self.labels[int(output.topk(1)[1].item())]
+
+    def confidence(self, output: torch.Tensor) -> float:
+        """The highest label's share."""
+        return float(output.softmax(-1).max())
+
+
+def accuracy(predicted: str, true: str) -> bool:
+    """Whether a prediction is right."""
+    return predicted == true
 
 
 def load(digits: Any) -> dict[int, str]:
     """Insert all images, the first 1,200 with their label; answers the labels held back."""
-    import torch
-    from sklearn.datasets import load_digits
-
     images, labels = load_digits(return_X_y=True)
     documents, held_back = [], {}
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
@@ -98,11 +105,9 @@ def load(digits: Any) -> dict[int, str]:
 
 def register(digits: Any) -> Any:
     """Register the parts and declare the imputation."""
-    import torch
-
-    target, model, accuracy = define()
-    digits.create_function("digit_target", target)
-    digits.create_model("digit_model", model)
+    labels = [str(digit) for digit in range(10)]
+    digits.create_function("digit_target", Target(labels))
+    digits.create_model("digit_model", Digits(labels))
     digits.create_loss("classification_loss", torch.nn.CrossEntropyLoss())
     digits.create_metric("accuracy", accuracy)
     return digits.create_imputation(
@@ -130,8 +135,6 @@ def until(find: Callable[[], T | None], what: str) -> T:
 
 def insert_from_elsewhere(digits: Any, address: str) -> None:
     """A process that knows nothing of us inserts an image; its label appears."""
-    import torch
-
     image: torch.Tensor = digits.find_one({"_id": LABELLED})["image"]
     data = image.numpy().tobytes().hex()
     subprocess.run([sys.executable, "-c", PLAIN_INSERT, address, data], check=True, text=True)
@@ -158,9 +161,7 @@ def start(path: Path) -> tuple["subprocess.Popen[str]", dict[str, str]]:
     """Store, worker and server in one folder; answers the process and its ready line."""
     command = [sys.executable, "-m", "superduper_server.cli", "up", "--path", str(path)]
     command += ["--database", "demo", "--port", "0", "--json"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout is not None  # it was asked for
     line = process.stdout.readline()
     if not line:

@@ -1,0 +1,27 @@
+# syntax=docker/dockerfile:1
+FROM python:3.11-slim-bookworm AS build
+# A CPU build of PyTorch; pass --build-arg TORCH_INDEX=https://pypi.org/simple for CUDA.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+WORKDIR /src
+COPY constraints.txt pyproject.toml README.md LICENSE CHANGELOG.md ./
+COPY superduper superduper
+COPY client client
+COPY server server
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/superduper \
+    && /opt/superduper/bin/pip install --constraint constraints.txt --index-url "$TORCH_INDEX" \
+        --extra-index-url https://pypi.org/simple torch==2.13.0 \
+    && /opt/superduper/bin/pip install --constraint constraints.txt ".[server,images]"
+
+FROM python:3.11-slim-bookworm
+RUN useradd --create-home --uid 10001 superduper \
+    && mkdir -p /home/superduper/.superduper \
+    && chown superduper:superduper /home/superduper/.superduper \
+    && chmod 0700 /home/superduper/.superduper
+COPY --from=build /opt/superduper /opt/superduper
+ENV PATH=/opt/superduper/bin:$PATH PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1
+USER superduper
+WORKDIR /home/superduper
+EXPOSE 8000
+ENTRYPOINT ["superduper"]
+CMD ["serve", "--help"]

@@ -1,0 +1,43 @@
+"""What the documentation must agree with: the code, the version, its own links."""
+
+import re
+import sys
+
+import superduper
+from reference import DOCS, pages
+
+ROOT = DOCS.parent
+WRITTEN = [
+    *sorted(DOCS.glob("**/*.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")),
+]
+LINK = re.compile(r"\[[^\]]+\]\((?!https?://|#)([^)#]+)(?:#[^)]*)?\)")
+
+
+def problems() -> list[str]:
+    """Every disagreement, one line each."""
+    found = []
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    if f"## [{superduper.__version__}]" not in changelog and "## [Unreleased]" not in changelog:
+        found.append(f"CHANGELOG.md has neither {superduper.__version__} nor Unreleased")
+    for path, text in pages().items():
+        if not path.exists() or path.read_text() != text:
+            found.append(f"{path.relative_to(ROOT)} is not what the code says: run scripts/docs")
+    for page in WRITTEN:
+        for target in LINK.findall(page.read_text()):
+            if not (page.parent / target).exists():
+                found.append(f"{page.relative_to(ROOT)} links to {target}, which is not there")
+    return found
+
+
+def main() -> None:
+    """Print the disagreements; exit 1 if there are any."""
+    found = problems()
+    for line in found:
+        print(line)
+    print(f"documentation: {len(WRITTEN)} pages, {len(found)} problems")
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()
