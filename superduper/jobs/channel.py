@@ -1,0 +1,206 @@
+"""Messages between a worker and the child process that runs user code: BSON over a socket.
+
+A frame is the length as 4 bytes, little-endian, then one BSON document. Values may be anything that
+BSON knows, raw documents included; there is no limit of 16 MB, only BSON's own of 2 GiB.
+A child answers each request with `{"ok": {...}}` or `{"error": {code, type, message, traceback}}`;
+before that it may send any number of `{"event": {...}}`.
+"""
+
+import select
+import socket
+import struct
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import bson
+from bson.binary import UuidRepresentation
+from bson.codec_options import CodecOptions, DatetimeConversion
+
+from superduper.errors import InvalidInput, SuperduperError, TooLarge, UserCodeError
+
+MAX_BYTES = 2**31 - 1
+CHUNK_BYTES = 1 << 20
+JOINED_BYTES = 1 << 16
+MESSAGE_CHARACTERS = 4_000
+TRACEBACK_CHARACTERS = 16_000
+
+Message = dict[str, Any]
+Wait = Callable[[int], None]
+Handler = Callable[[Message], Mapping[str, Any]]
+
+# UUIDs go in as Python has them and come out as the `Binary` that pymongo gives by default; dates
+# that Python cannot show stay milliseconds instead of failing.
+_WRITING: CodecOptions[Any] = CodecOptions(uuid_representation=UuidRepresentation.STANDARD)
+_READING: CodecOptions[Any] = CodecOptions(datetime_conversion=DatetimeConversion.DATETIME_AUTO)
+
+
+class BrokenFrame(Exception):
+    """The other end sent something that is not a message."""
+
+
+class ChannelClosed(Exception):
+    """The other end is closed: nobody would get the message."""
+
+
+def encode(message: Mapping[str, Any]) -> bytes:
+    """The frame's body.
+
+    Raises InvalidInput if a value has no place in BSON, TooLarge from 2 GiB on.
+    """
+    try:
+        body = bson.encode(message, codec_options=_WRITING)
+    except (bson.errors.BSONError, OverflowError, UnicodeError, RecursionError) as error:
+        if "size limit" in str(error):
+            raise TooLarge("a message between processes must be smaller than 2 GiB") from error
+        raise InvalidInput(f"a message cannot be encoded: {error}") from error
+    if len(body) > MAX_BYTES:
+        raise TooLarge("a message between processes must be smaller than 2 GiB")
+    return body
+
+
+class Channel:
+    """One end of the socket.
+
+    `send` may be called from several threads, `receive` from one. With `wait` the socket is
+    non-blocking and `wait(select.POLLIN or POLLOUT)` blocks until it is ready, or raises.
+    """
+
+    def __init__(
+        self, connection: socket.socket, *, max_bytes: int = MAX_BYTES, wait: Wait | None = None
+    ) -> None:
+        self._socket = connection
+        self._max_bytes = max_bytes
+        self._wait = wait
+        self._sending = threading.Lock()
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Send one message.
+
+        Raises InvalidInput or TooLarge before anything is sent, ChannelClosed if nobody listens.
+        """
+        self.send_encoded(encode(message))
+
+    def send_encoded(self, body: bytes) -> None:
+        """Send what `encode` made."""
+        head = struct.pack("<I", len(body))
+        with self._sending:
+            if len(body) <= JOINED_BYTES:
+                self._write(head + body)
+            else:
+                self._write(head)
+                self._write(body)
+
+    def receive(self) -> Message | None:
+        """The next message; None once the other end is closed.
+
+        Raises BrokenFrame for anything but a whole, well-formed message of the allowed size.
+        """
+        head = self._read(4)
+        if not head:
+            return None
+        (size,) = struct.unpack("<I", head) if len(head) == 4 else (0,)
+        if not 5 <= size <= self._max_bytes:
+            raise BrokenFrame(f"a frame of {size} bytes: from 5 to {self._max_bytes} are allowed")
+        body = self._read(size)
+        if len(body) < size:
+            raise BrokenFrame(f"the connection ended after {len(body)} of {size} bytes")
+        try:
+            return cast(Message, bson.decode(body, codec_options=_READING))
+        except (bson.errors.BSONError, RecursionError) as error:
+            raise BrokenFrame(f"a frame that is not BSON: {error}") from error
+
+    def close(self) -> None:
+        """Close this end."""
+        self._socket.close()
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            if self._wait is not None:
+                self._wait(select.POLLOUT)
+            try:
+                view = view[self._socket.send(view) :]
+            except BlockingIOError:
+                continue
+            except (BrokenPipeError, ConnectionResetError) as error:
+                raise ChannelClosed("the other end is closed") from error
+
+    def _read(self, size: int) -> bytearray:
+        # The buffer grows with what arrives: a length alone makes nobody allocate 2 GiB.
+        buffer = bytearray()
+        while len(buffer) < size:
+            if self._wait is not None:
+                self._wait(select.POLLIN)
+            try:
+                chunk = self._socket.recv(min(size - len(buffer), CHUNK_BYTES))
+            except BlockingIOError:
+                continue
+            except ConnectionResetError:  # the other end closed without reading all we sent
+                break
+            if not chunk:
+                break
+            buffer += chunk
+        return buffer
+
+
+# The child's side ------------------------------------------------------------------------------
+
+
+def serve(channel: Channel, handlers: Mapping[str, Handler]) -> None:
+    """Answer messages `{"op": name, ...}` until the other end closes.
+
+    Whatever a handler raises, `sys.exit` and MemoryError included, becomes an answer.
+    """
+    while (message := channel.receive()) is not None:
+        try:
+            answer = _answer(handlers, message)
+            channel.send(answer)
+        except (InvalidInput, TooLarge) as error:  # what the handler returned has no place in BSON
+            channel.send({"error": describe(error)})
+
+
+def _answer(handlers: Mapping[str, Handler], message: Message) -> Message:
+    op = message.get("op")
+    handler = handlers.get(op) if isinstance(op, str) else None
+    if handler is None:
+        known = ", ".join(sorted(handlers))
+        return {
+            "error": describe(InvalidInput(f"there is no operation {op!r}; there are: {known}"))
+        }
+    try:
+        return {"ok": handler(message)}
+    except BaseException as error:
+        return {"error": describe(error, skip_frames=1)}
+
+
+def describe(error: BaseException, *, skip_frames: int = 0) -> dict[str, str]:
+    """An exception as `{code, type, message, traceback}`, texts shortened."""
+    trace = error.__traceback__
+    for _ in range(skip_frames):
+        trace = trace.tb_next if trace is not None else None
+    code = error.code if isinstance(error, SuperduperError) else UserCodeError.code
+    try:
+        message, lines = _text(error), traceback.format_exception(type(error), error, trace)
+    except MemoryError:
+        message, lines = "out of memory", []
+    return {
+        "code": code,
+        "type": type(error).__qualname__,
+        "message": _clean(message)[:MESSAGE_CHARACTERS],
+        "traceback": _clean("".join(lines))[-TRACEBACK_CHARACTERS:],
+    }
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error) or type(error).__qualname__
+    except MemoryError:
+        raise
+    except Exception as broken:  # the exception's own __str__ is user code too
+        return f"(its text cannot be shown: {type(broken).__qualname__})"
+
+
+def _clean(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,243 @@
+"""The parent's side of a child process that runs user code: ask it, and survive what it does."""
+
+import dataclasses
+import json
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from superduper.errors import (
+    ArtifactRejected,
+    ChildDied,
+    InvalidInput,
+    MissingExtra,
+    NotReady,
+    SuperduperError,
+    TimedOut,
+    TooLarge,
+    UserCodeError,
+    error_of,
+)
+from superduper.jobs.channel import (
+    MAX_BYTES,
+    BrokenFrame,
+    Channel,
+    ChannelClosed,
+    Message,
+    encode,
+)
+from superduper.jobs.limits import MIB, Limits
+from superduper.jobs.process import ProcessGroup
+from superduper.jobs.queue import Cancelled
+
+TURN_SECONDS = 0.2
+STOP_SECONDS = 2.0
+QUOTED_LINES = 12
+QUOTED_CHARACTERS = 1500
+
+# Errors that a child may raise in its parent as what they are; every other one is user code's.
+_OWN_CODES = {kind.code for kind in (ArtifactRejected, InvalidInput, MissingExtra, TooLarge)}
+
+Event = dict[str, Any]
+
+
+class ChildError(UserCodeError):
+    """User code raised an exception in a child; type, text and traceback as the child told them."""
+
+    def __init__(self, message: str, *, type: str, text: str, traceback: str) -> None:
+        super().__init__(message)
+        self.type = type
+        self.text = text
+        self.traceback = traceback
+
+
+class Child:
+    """A process that runs user code behind a channel.
+
+    A request that does not end with an answer (timeout, cancellation, an exception in `on_event`)
+    ends the child. A dead child may be started again. Safe for several threads: requests queue up;
+    `kill` ends the one in progress.
+    """
+
+    def __init__(
+        self, entry: str, *, limits: Limits | None = None, name: str | None = None
+    ) -> None:
+        self.entry = entry
+        self.limits = limits or Limits()
+        self.name = name or entry
+        self.isolated_network: bool | None = None
+        self._group: ProcessGroup | None = None
+        self._channel: Channel | None = None
+        self._deadline = math.inf
+        self._timeout: float | None = None
+        self._cancel: threading.Event | None = None
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> "Child":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process is there and has not ended."""
+        group = self._group
+        return group is not None and not group.exited()
+
+    @property
+    def pid(self) -> int | None:
+        """The number of the process, None when there is none."""
+        group = self._group
+        return group.pid if group is not None else None
+
+    # Life ------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the process; does nothing while it lives. Does not wait until it is ready."""
+        with self._lock:
+            if self.alive:
+                return
+            self.kill()
+            self._group = ProcessGroup(self._command)
+            # No answer can be larger than the memory that it came from.
+            limit = min(MAX_BYTES, self.limits.memory_mb * MIB)
+            self._channel = Channel(self._group.socket, max_bytes=limit, wait=self._wait)
+            self.isolated_network = None
+
+    def _command(self, fd: int, lifeline: int) -> list[str]:
+        limits = json.dumps(dataclasses.asdict(self.limits))
+        module = "superduper.jobs.child_main"
+        return [sys.executable, "-P", "-m", module, self.entry, str(fd), str(lifeline), limits]
+
+    def stop(self, seconds: float = STOP_SECONDS) -> None:
+        """Close the channel, give the process a moment to end by itself, then end it."""
+        with self._lock:
+            if self._group is not None and not self._group.exited():
+                self._group.hang_up()
+                self._group.wait_for_exit(seconds)
+            self.kill()
+
+    def kill(self) -> None:
+        """End the process and everything it started, at once."""
+        group = self._group
+        if group is not None:
+            group.signal()  # before the lock: this is what ends a request in progress
+        with self._lock:
+            if self._group is not None:
+                self._group.kill()
+            self._group = self._channel = None
+
+    # Requests --------------------------------------------------------------------------------
+
+    def request(
+        self,
+        message: Mapping[str, Any],
+        timeout: float | None = None,
+        on_event: Callable[[Event], None] | None = None,
+        cancel: threading.Event | None = None,
+    ) -> Message:
+        """Send a message and return the answer; `on_event` gets the events that come before it.
+
+        Raises ChildError (a UserCodeError) for an exception in the child, ChildDied when it ends,
+        TimedOut and Cancelled after ending it.
+        """
+        body = encode(message)  # what cannot be encoded does no harm to the child
+        with self._lock:
+            group, channel = self._group, self._channel
+            if group is None or channel is None:
+                raise NotReady(f"child {self.name!r} is not running: start it")
+            self._timeout, self._cancel = timeout, cancel
+            self._deadline = math.inf if timeout is None else time.monotonic() + timeout
+            try:
+                answer = self._exchange(channel, body, on_event)
+            except (ChannelClosed, BrokenFrame) as error:
+                raise self._died(group, error) from error
+            except BaseException:
+                self.kill()
+                raise
+            output = group.tail()
+            group.forget_output()
+        if "error" in answer:
+            raise self._error_of(answer["error"], output)
+        return cast(Message, answer["ok"])
+
+    def _exchange(
+        self, channel: Channel, body: bytes, on_event: Callable[[Event], None] | None
+    ) -> Message:
+        channel.send_encoded(body)
+        while (answer := channel.receive()) is not None:
+            match answer:
+                case {"event": dict(event)}:
+                    if on_event is not None:
+                        on_event(event)
+                case {"started": {"isolated_network": bool(isolated)}}:
+                    self.isolated_network = isolated
+                case {"ok": dict()} | {"error": dict()}:
+                    return answer
+                case _:
+                    raise BrokenFrame(f"a message with the keys {sorted(answer)[:5]}")
+        raise ChannelClosed("it closed its channel")
+
+    def _wait(self, events: int) -> None:
+        group = self._group
+        if group is None:
+            raise ChannelClosed("it was ended")
+        while True:
+            left = self._deadline - time.monotonic()
+            if self._cancel is not None and self._cancel.is_set():
+                raise Cancelled(f"the request to child {self.name!r} was cancelled")
+            if left <= 0:
+                raise TimedOut(
+                    f"child {self.name!r} did not answer within {self._timeout:g} s and was ended"
+                )
+            if group.wait(events, min(TURN_SECONDS, left)):
+                return
+            # What it started may hold its end of the socket open after its own death.
+            if group.exited() and not group.wait(events, 0):
+                raise ChannelClosed("it ended")
+
+    # Errors ----------------------------------------------------------------------------------
+
+    def _died(self, group: ProcessGroup, cause: Exception) -> ChildDied:
+        ended = group.wait_for_exit()
+        code = group.kill()
+        self._group = self._channel = None
+        if isinstance(cause, BrokenFrame):
+            how = f"sent something that is not a message ({cause}) and was ended"
+        elif not ended:
+            how = "closed its channel and was ended"
+        elif code >= 0:
+            how = f"ended with exit code {code}"
+        else:
+            how = f"was ended by {_signal_name(code)}"
+            if code == -signal.SIGKILL:
+                how += f" (out of memory? It may use {self.limits.memory_mb} MiB)"
+        return ChildDied(f"child {self.name!r} {how}{_quote(group.tail())}")
+
+    def _error_of(self, error: Mapping[str, Any], output: str) -> SuperduperError:
+        code, kind, text, trace = (
+            str(error.get(key, "")) for key in ("code", "type", "message", "traceback")
+        )
+        if code in _OWN_CODES:
+            return error_of(code, text)
+        message = f"{self.name}: {kind}: {text}{_quote(output)}"
+        return ChildError(message, type=kind, text=text, traceback=trace)
+
+
+def _signal_name(code: int) -> str:
+    try:
+        return signal.Signals(-code).name
+    except ValueError:  # a real-time signal
+        return f"signal {-code}"
+
+
+def _quote(output: str) -> str:
+    lines = output.splitlines()[-QUOTED_LINES:]
+    quoted = "\n".join(lines)[-QUOTED_CHARACTERS:]
+    return f"; it printed last:\n{quoted}" if quoted else ""

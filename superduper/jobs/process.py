@@ -1,0 +1,333 @@
+"""A process with its own session and private folder: start, watch, and end it without a trace."""
+
+import atexit
+import contextlib
+import fcntl
+import logging
+import os
+import queue
+import select
+import shutil
+import signal
+import site
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "superduper-child-"
+TAIL_BYTES = 8192
+EXIT_SECONDS = 2.0
+LAST_READS = 64
+KILL_ROUNDS = 20
+ORPHAN_SECONDS = 60.0
+KEPT_VARIABLES = (
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "TZ",
+    "LD_LIBRARY_PATH",
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_DEVICE_ORDER",
+)
+
+
+class _Spawner:
+    """Starts all children from one thread that lives as long as this process.
+
+    PR_SET_PDEATHSIG fires when the thread that started the child ends, not when its process does:
+    children started from a pool's thread would die with that thread.
+    """
+
+    def __init__(self) -> None:
+        self._orders: queue.SimpleQueue[tuple[Callable[[], None]]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def popen(self, arguments: list[str], **options: object) -> "subprocess.Popen[bytes]":
+        """Start a process; the arguments are those of subprocess.Popen."""
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():  # also after a fork
+                self._thread = threading.Thread(target=self._run, name="spawner", daemon=True)
+                self._thread.start()
+        started: Future[subprocess.Popen[bytes]] = Future()
+
+        def order() -> None:
+            try:
+                started.set_result(subprocess.Popen(arguments, **options))  # type: ignore[call-overload]
+            except OSError as error:
+                started.set_exception(error)
+
+        self._orders.put((order,))
+        return started.result()
+
+    def _run(self) -> None:
+        while True:
+            (order,) = self._orders.get()
+            order()
+
+
+_spawner = _Spawner()
+_living: "set[ProcessGroup]" = set()
+
+
+@atexit.register
+def _end_all() -> None:
+    for group in list(_living):
+        group.kill()
+
+
+class ProcessGroup:
+    """One started process and everything it starts; `kill` ends all of it and removes its folder.
+
+    Starting gives the process one end of a socket and a lifeline: `start(command)` gets the two
+    numbers and returns the arguments.
+    """
+
+    def __init__(self, command: Callable[[int, int], list[str]]) -> None:
+        _sweep_orphans()
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self._folder_lock = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(self._folder_lock, fcntl.LOCK_EX)
+        self.socket, theirs = socket.socketpair()
+        lifeline, self._lifeline = os.pipe()
+        self._output, written = os.pipe()
+        self._output_open = True
+        self._tail = bytearray()
+        self._ending = threading.Lock()
+        self.returncode: int | None = None
+        try:
+            self._process = _spawner.popen(
+                command(theirs.fileno(), lifeline),
+                pass_fds=(theirs.fileno(), lifeline),
+                stdin=subprocess.DEVNULL,
+                stdout=written,
+                stderr=subprocess.STDOUT,
+                cwd=self.folder,
+                env=environment(os.environ, self.folder),
+                start_new_session=True,
+            )
+        except BaseException:
+            self._close()
+            raise
+        finally:
+            theirs.close()
+            os.close(lifeline)
+            os.close(written)
+        self.pid = self._process.pid
+        self.socket.setblocking(False)
+        os.set_blocking(self._output, False)
+        _living.add(self)
+
+    # Watching --------------------------------------------------------------------------------
+
+    def wait(self, events: int, seconds: float) -> bool:
+        """Wait until the socket is ready for these events; meanwhile take in what is printed."""
+        deadline = time.monotonic() + seconds
+        while True:
+            left = deadline - time.monotonic()
+            poll = select.poll()
+            poll.register(self.socket, events)
+            if self._output_open:
+                poll.register(self._output, select.POLLIN)
+            ready = {fd for fd, _ in poll.poll(max(0.0, left) * 1000)}
+            if self._output in ready:
+                self._drain()
+            if self.socket.fileno() in ready:
+                return True
+            if left <= 0:
+                return False
+
+    def _drain(self) -> bool:
+        # One read per turn: a process that prints without end must not keep us from its socket.
+        try:
+            printed = os.read(self._output, 1 << 16)
+        except BlockingIOError:
+            return False
+        self._output_open = bool(printed)
+        self._tail += printed
+        del self._tail[:-TAIL_BYTES]
+        return bool(printed)
+
+    def tail(self) -> str:
+        """The last that it printed, at most 8 KiB."""
+        return self._tail.decode("utf-8", "replace").strip()
+
+    def forget_output(self) -> None:
+        """Start the tail anew."""
+        self._tail.clear()
+
+    def exited(self) -> bool:
+        """Whether the first process has ended; it stays unreaped, so that its number stays ours."""
+        if self.returncode is not None:
+            return True
+        options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        with self._ending:
+            return self.returncode is not None or (
+                os.waitid(os.P_PID, self.pid, options) is not None
+            )
+
+    def wait_for_exit(self, seconds: float = EXIT_SECONDS) -> bool:
+        """Wait until the first process has ended by itself."""
+        deadline = time.monotonic() + seconds
+        while not self.exited():
+            if time.monotonic() >= deadline:
+                return False
+            if not self._drain():
+                time.sleep(0.002)
+        return True
+
+    # Ending ----------------------------------------------------------------------------------
+
+    def hang_up(self) -> None:
+        """Tell the process that nothing more will come."""
+        with contextlib.suppress(OSError):  # it has hung up itself
+            self.socket.shutdown(socket.SHUT_WR)
+
+    def signal(self) -> None:
+        """Send SIGKILL to the whole group; may be called from any thread."""
+        with self._ending:
+            if self.returncode is None:
+                os.killpg(self.pid, signal.SIGKILL)
+
+    def kill(self) -> int:
+        """End all that runs, remove the folder; return the exit code (negative: a signal)."""
+        with self._ending:
+            if self.returncode is not None:
+                return self.returncode
+            os.killpg(self.pid, signal.SIGKILL)
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+            _kill_marked(str(self.folder))
+            self.returncode = self._process.wait()
+        for _ in range(LAST_READS):
+            if not self._drain():
+                break
+        self._close()
+        return self.returncode
+
+    def _close(self) -> None:
+        _living.discard(self)
+        self.socket.close()
+        os.close(self._lifeline)
+        os.close(self._output)
+        _remove(self.folder)
+        os.close(self._folder_lock)
+
+
+# What a process is given ------------------------------------------------------------------------
+
+
+def environment(outer: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """The environment of a child: nothing of ours but what imports and devices need.
+
+    The hash seed is fixed so that the order of sets cannot make two fits differ.
+    """
+    kept = {name: outer[name] for name in KEPT_VARIABLES if name in outer}
+    own = {
+        "HOME": str(folder),
+        "TMPDIR": str(folder),
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONFAULTHANDLER": "1",
+        "PYTHONHASHSEED": "0",
+        "PYTHONUNBUFFERED": "1",
+    }
+    path = _import_path(outer.get("PYTHONPATH", ""))
+    return {**kept, **own, **({"PYTHONPATH": path} if path else {})}
+
+
+def _import_path(outer: str) -> str:
+    """PYTHONPATH, made absolute, and the folder of this package where no installation names it."""
+    entries = [str(Path(entry).absolute()) for entry in outer.split(os.pathsep) if entry]
+    root = str(Path(__file__).resolve().parents[2])
+    installed = (*site.getsitepackages(), site.getusersitepackages())
+    if root not in entries and root not in installed:
+        entries.append(root)
+    return os.pathsep.join(entries)
+
+
+# What is left behind ----------------------------------------------------------------------------
+
+
+def _kill_marked(folder: str) -> None:
+    """Kill what left the group: every process whose environment still names the private folder."""
+    if sys.platform != "linux":
+        return
+    marker = f"={folder}".encode()
+    for _ in range(KILL_ROUNDS):  # again, while it keeps forking
+        if not any(
+            [_kill_if_marked(int(pid), marker) for pid in os.listdir("/proc") if pid.isdigit()]
+        ):
+            return
+    logger.warning("processes of %s go on starting others", folder)
+
+
+def _kill_if_marked(pid: int, marker: bytes) -> bool:
+    try:
+        handle = os.pidfd_open(pid)
+    except OSError:  # it has just ended
+        return False
+    try:
+        if marker not in Path(f"/proc/{pid}/environ").read_bytes():
+            return False
+        signal.pidfd_send_signal(handle, signal.SIGKILL)
+    except OSError:  # it has just ended, or is another user's
+        return False
+    finally:
+        os.close(handle)
+    return True
+
+
+def _remove(folder: Path) -> None:
+    def unlock(_function: object, path: str, _error: object) -> None:
+        os.chmod(os.path.dirname(path), stat.S_IRWXU)
+        os.chmod(path, stat.S_IRWXU)
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        else:
+            os.unlink(path)
+
+    try:
+        shutil.rmtree(folder, onerror=unlock)
+    except OSError as error:
+        logger.warning("the folder %s of an ended process cannot be removed: %s", folder, error)
+
+
+_swept = threading.Lock()
+
+
+def _sweep_orphans() -> None:
+    """Once per process: remove the folders of children whose parent was killed.
+
+    A living parent holds a lock on each folder; a very young folder may not have its lock yet.
+    """
+    if not _swept.acquire(blocking=False):
+        return
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        try:
+            found = folder.lstat()
+            young = time.time() - found.st_mtime < ORPHAN_SECONDS
+            if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode) or young:
+                continue
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:  # another process removes it at this moment
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _kill_marked(str(folder))
+            _remove(folder)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(lock)
