@@ -8,7 +8,8 @@ from superduper.errors import AlreadyExists, InvalidInput, NotFound
 from superduper.handlers.context import Context
 from superduper.imputations import failures
 from superduper.imputations.fit import adopt
-from superduper.imputations.imputation import BASE, ImputationRecord, record_of, watcher_of
+from superduper.imputations.imputation import ImputationRecord, record_of, watcher_of
+from superduper.imputations.provenance import BASE
 from superduper.imputations.revert import revert_version
 from superduper.imputations.states import count_states, preview
 from superduper.jobs.worker import alive_workers

@@ -16,8 +16,8 @@ from pymongo.errors import DuplicateKeyError
 
 from superduper.commands import CreateImputation, CreateWatcher
 from superduper.errors import AlreadyExists, InvalidInput, NotFound
+from superduper.imputations.provenance import BASE
 
-BASE = "_base"
 HISTORY_LENGTH = 100
 
 
@@ -49,6 +49,11 @@ class ImputationRecord:
         return f"{self.collection}/{self.name}"
 
     @property
+    def hidden_paths(self) -> tuple[str, ...]:
+        """What a model that reads the whole document does not get to see: what it predicts."""
+        return tuple(dict.fromkeys(self.write_paths + self.target_paths))
+
+    @property
     def watched(self) -> bool:
         """Whether a watcher belongs to it."""
         return bool(self.spec.get("watcher", True))
@@ -60,7 +65,7 @@ class ImputationRecord:
 
     @property
     def status(self) -> str:
-        """fitting, filling (what is there already), watching, ready (no watcher), paused, failed."""
+        """fitting, filling (what is there), watching, ready (unwatched), paused, failed."""
         if self.active is None:
             return "failed" if self.error else "fitting"
         if not self.watched:

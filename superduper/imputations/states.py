@@ -5,8 +5,8 @@ from typing import Any
 
 from pymongo.database import Database
 
-from superduper.fields import paths
-from superduper.imputations.imputation import BASE, ImputationRecord
+from superduper.imputations.imputation import ImputationRecord
+from superduper.imputations.provenance import BASE, as_one_value, input_values
 
 STATES = ("given", "filled", "pending", "withheld", "failed", "without_input")
 
@@ -54,15 +54,6 @@ def count_states(database: Database[Any], record: ImputationRecord) -> dict[str,
     }
 
 
-def input_value(document: Any, record: ImputationRecord) -> Any:
-    """What the model is given for a document: one field's value, several by path, or all of it."""
-    if record.input_paths == (BASE,):
-        hidden = {"_id", "_fill", *(path.split(".")[0] for path in record.write_paths)}
-        return {key: value for key, value in document.items() if key not in hidden}
-    values = {path: paths.get(document, path) for path in record.input_paths}
-    return values[record.input_paths[0]] if len(values) == 1 else values
-
-
 def preview(
     database: Database[Any],
     record: ImputationRecord,
@@ -72,7 +63,8 @@ def preview(
     """Outcomes for up to `n` documents that lack the field; nothing is written."""
     wanted = {"$and": [_missing(record), selection(record)]}
     documents = list(database[record.collection].find(wanted).sort("_id", 1).limit(n))
-    outcomes = predict([input_value(document, record) for document in documents])
+    values = [input_values(each, record.input_paths, record.hidden_paths) for each in documents]
+    outcomes = predict([as_one_value(value or [], record.input_paths) for value in values])
     return [
         {
             "document": document["_id"],
