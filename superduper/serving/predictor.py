@@ -1,0 +1,297 @@
+"""Apply a model to values: the one definition, used to validate, to fill and to answer over HTTP.
+
+    value -> preprocess -> sample -> collate -> forward -> unbatch -> row -> postprocess -> output
+
+What counts as a model, in this order:
+
+- an object with `forward` (an `nn.Module`): called with a batch, in evaluation mode, no gradients;
+- an object with `predict` (a scikit-learn estimator): given all samples at once as one numpy array,
+  or as a list where they are no numbers;
+- a function (or method, built-in, partial): called with one sample at a time, as a user of a
+  function expects;
+- any other object with `__call__`: called with a batch.
+
+A value that fails does so alone. A row's output does not depend on the rows beside it: rows whose
+samples differ in form or datatype run in batches of their own. Runs where user code may run.
+"""
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from superduper.errors import InvalidInput
+from superduper.serving.failures import Failure, WrongRows, contain, each
+
+Outcome = dict[str, Any]
+"""`{"value": output}`, with `"confidence"` where the model has one, or `{"error": {...}}`."""
+
+Style = Literal["batch", "estimator", "function"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the model made of one sample, with the confidence where there is one."""
+
+    output: Any
+    confidence: float | None = None
+
+
+def style_of(model: Any) -> Style:
+    """How a model is applied.
+
+    Raises InvalidInput for what cannot be a model.
+    """
+    if isinstance(model, type):
+        raise InvalidInput(f"{model.__name__} is a class: register an instance of it")
+    if callable(getattr(model, "forward", None)):
+        return "batch"
+    if callable(getattr(model, "predict", None)):
+        return "estimator"
+    if inspect.isroutine(model) or isinstance(model, functools.partial):
+        return "function"
+    if callable(model):
+        return "batch"
+    raise InvalidInput(
+        f"a {type(model).__name__} is not a model: it needs forward, predict or __call__"
+    )
+
+
+class Predictor:
+    """A model with what comes before and after it.
+
+    `preprocess` and `postprocess` win over the model's own methods of these names. A module is
+    moved to `device`; its training mode is after each call what it was before.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        preprocess: Callable[[Any], Any] | None = None,
+        postprocess: Callable[[Any], Any] | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.model = model
+        self.style = style_of(model)
+        self.device = device
+        self._preprocess = preprocess or _method(model, "preprocess")
+        self._preprocess_batch = None if preprocess else _method(model, "preprocess_batch")
+        self._postprocess = postprocess or _method(model, "postprocess")
+        self._postprocess_batch = None if postprocess else _method(model, "postprocess_batch")
+        self._confidence = _method(model, "confidence")
+        self._is_module = _is_module(model)
+        if self._is_module:
+            model.to(device)
+
+    @property
+    def has_confidence(self) -> bool:
+        """Whether outputs come with a confidence."""
+        return self._confidence is not None or self._has_chances
+
+    @property
+    def _has_chances(self) -> bool:
+        return self.style == "estimator" and hasattr(self.model, "predict_proba")
+
+    def predict(self, values: Sequence[Any]) -> list[Outcome]:
+        """One outcome for each value, in order. No value makes it raise."""
+        with self._evaluating():
+            rows = each(self._with_confidence, self._rows(self.samples(values)))
+            outputs = self._outputs(rows)
+        return [_outcome(row, output) for row, output in zip(rows, outputs, strict=True)]
+
+    # Before the model ------------------------------------------------------------------------
+
+    def samples(self, values: Sequence[Any]) -> list[Any]:
+        """A sample for each value, a Failure where preprocess raises."""
+        if self._preprocess_batch is not None:
+            return contain(self._samples_at_once, values)
+        return each(self.sample, values)
+
+    def sample(self, value: Any) -> Any:
+        """What the model is given for one value; raises what the user's preprocess raises."""
+        if self._preprocess is None:
+            return self._given(value)
+        return self._ready(self._preprocess(value))
+
+    def _samples_at_once(self, values: list[Any]) -> list[Any]:
+        assert self._preprocess_batch is not None
+        made = self._preprocess_batch(values)
+        return [self._ready(row) for row in _split(made, len(values), "preprocess_batch")]
+
+    def _ready(self, sample: Any) -> Any:
+        return self._collate.to_tensors(sample) if self.style == "batch" else sample
+
+    def _given(self, value: Any) -> Any:
+        if self.style == "batch":
+            return self._collate.given_sample(value, self._weights)
+        if self.style == "estimator" and isinstance(value, Mapping):
+            numbers = list(value.values())
+            return numbers if all(isinstance(x, int | float) for x in numbers) else value
+        return value
+
+    # The model -------------------------------------------------------------------------------
+
+    def _rows(self, samples: list[Any]) -> list[Any]:
+        if self.style == "function":
+            return each(lambda sample: Row(self.model(sample)), samples)
+        if self.style == "estimator":
+            return contain(self._estimate, samples)
+        return self._forward_by_form(samples)
+
+    def _forward_by_form(self, samples: list[Any]) -> list[Any]:
+        groups: dict[Any, list[int]] = {}
+        for index, sample in enumerate(samples):
+            groups.setdefault(self._collate.form(sample), []).append(index)
+        rows: list[Any] = [None] * len(samples)
+        for indices in groups.values():
+            made = contain(self._forward, [samples[index] for index in indices])
+            for index, row in zip(indices, made, strict=True):
+                rows[index] = row
+        return rows
+
+    def _forward(self, samples: list[Any]) -> list[Any]:
+        batch = self._collate.place(
+            self._collate.collate(samples), self.device, self._weights.dtype
+        )
+        output = self._collate.call(self.model, batch)
+        return [Row(row) for row in self._collate.unbatch(output, len(samples))]
+
+    def _estimate(self, samples: list[Any]) -> list[Any]:
+        given = _estimator_input(samples, is_sklearn=hasattr(self.model, "get_params"))
+        outputs = _split(self.model.predict(given), len(samples), "predict")
+        chances = self.model.predict_proba(given) if self._has_chances else None
+        if getattr(chances, "ndim", None) != 2:  # several targets at once have no one confidence
+            return [Row(output) for output in outputs]
+        rows = _split(chances, len(samples), "predict_proba")
+        return [Row(output, row.max()) for output, row in zip(outputs, rows, strict=True)]
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        torch = sys.modules.get("torch")
+        if torch is None:
+            yield
+            return
+        training = [x for x in self.model.modules() if x.training] if self._is_module else []
+        if training:
+            self.model.eval()
+        try:
+            # Not inference_mode: it is no faster, and a module that keeps a tensor made in it (a
+            # table of positions, say) could not be trained any more in the process that validates.
+            with torch.no_grad():
+                yield
+        finally:
+            for module in training:
+                module.training = True
+
+    # torch is slow to import, and estimators and functions can do without it.
+    @functools.cached_property
+    def _collate(self) -> Any:
+        from superduper.serving import collate
+
+        return collate
+
+    @functools.cached_property
+    def _weights(self) -> Any:
+        return self._collate.Weights.of(self.model)
+
+    # After the model -------------------------------------------------------------------------
+
+    def _with_confidence(self, row: Row) -> Row:
+        if self._confidence is not None:
+            return Row(row.output, _chance(self._confidence(row.output)))
+        return row if row.confidence is None else Row(row.output, _chance(row.confidence))
+
+    def _outputs(self, rows: list[Any]) -> list[Any]:
+        if self._postprocess_batch is not None:
+            return contain(self._finish_at_once, rows)
+        return each(self._finish, rows)
+
+    def _finish(self, row: Row) -> Any:
+        return plain(row.output if self._postprocess is None else self._postprocess(row.output))
+
+    def _finish_at_once(self, rows: list[Row]) -> list[Any]:
+        assert self._postprocess_batch is not None
+        made = self._postprocess_batch([row.output for row in rows])
+        return [plain(output) for output in _split(made, len(rows), "postprocess_batch")]
+
+
+def plain(output: Any) -> Any:
+    """The output with single numbers of any library made Python's, and tuples made lists."""
+    if isinstance(output, Mapping):
+        return {str(key): plain(value) for key, value in output.items()}
+    if isinstance(output, tuple | list):
+        return [plain(value) for value in output]
+    is_single = getattr(output, "shape", None) == () and hasattr(output, "item")
+    return output.item() if is_single else output
+
+
+def _outcome(row: Any, output: Any) -> Outcome:
+    if isinstance(output, Failure):
+        return {"error": output.error}
+    if row.confidence is None:
+        return {"value": output}
+    return {"value": output, "confidence": row.confidence}
+
+
+def _chance(confidence: Any) -> float:
+    number = float(confidence)
+    # Weights in half precision may add up to a little more than 1.
+    if not -1e-3 <= number <= 1 + 1e-3:
+        raise InvalidInput(f"a confidence must be between 0 and 1, not {number}")
+    return min(max(number, 0.0), 1.0)
+
+
+def _method(model: Any, name: str) -> Callable[..., Any] | None:
+    # A layer of that name is a part of forward, not a method for us.
+    method = getattr(model, name, None)
+    return method if callable(method) and not _is_module(method) else None
+
+
+def _is_module(model: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(model, torch.nn.Module)
+
+
+def _split(made: Any, count: int, what: str) -> list[Any]:
+    """What a function of a list returned, item by item; a list has one item for each input."""
+    if isinstance(made, tuple | Mapping) or hasattr(made, "unbind"):
+        from superduper.serving import collate
+
+        return collate.unbatch(made, count, what)
+    rows = list(made)
+    if len(rows) != count:
+        raise WrongRows.of(what, len(rows), count)
+    return rows
+
+
+def _estimator_input(samples: list[Any], is_sklearn: bool) -> Any:
+    """All samples as one array, a number alone as a row of one for scikit-learn; else as a list."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return samples
+    arrays = [_array(sample, numpy) for sample in samples]
+    if any(array is None for array in arrays):
+        return samples
+    different = next((array for array in arrays if array.shape != arrays[0].shape), None)
+    if different is not None:
+        raise InvalidInput(
+            f"samples differ: one has shape {different.shape}, the first has {arrays[0].shape}: "
+            "preprocess must give every sample the same one"
+        )
+    stacked = numpy.stack(arrays)
+    return stacked[:, None] if is_sklearn and stacked.ndim == 1 else stacked
+
+
+def _array(sample: Any, numpy: Any) -> Any:
+    if hasattr(sample, "detach"):
+        sample = sample.detach().cpu()
+    if isinstance(sample, str | bytes | Mapping):
+        return None
+    try:
+        array = numpy.asarray(sample)
+    except ValueError:  # lists of different lengths
+        return None
+    return array if array.dtype.kind in "biufc" else None
