@@ -36,8 +36,8 @@ from superduper.jobs.queue import Cancelled
 
 TURN_SECONDS = 0.2
 STOP_SECONDS = 2.0
-QUOTED_LINES = 12
-QUOTED_CHARACTERS = 1500
+QUOTED_LINES = 24
+QUOTED_CHARACTERS = 2000
 
 # Errors that a child may raise in its parent as what they are; every other one is user code's.
 _OWN_CODES = {kind.code for kind in (ArtifactRejected, InvalidInput, MissingExtra, TooLarge)}
@@ -205,7 +205,7 @@ class Child:
     # Errors ----------------------------------------------------------------------------------
 
     def _died(self, group: ProcessGroup, cause: Exception) -> ChildDied:
-        ended = group.wait_for_exit()
+        ended = group.wait_for_exit(0 if isinstance(cause, BrokenFrame) else STOP_SECONDS)
         code = group.kill()
         self._group = self._channel = None
         if isinstance(cause, BrokenFrame):

@@ -1,4 +1,4 @@
-"""What a process that runs user code may use: limits it sets on itself before it loads that code."""
+"""What a process that runs user code may use: limits it sets on itself before loading that code."""
 
 import ctypes
 import fcntl

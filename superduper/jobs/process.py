@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "superduper-child-"
 TAIL_BYTES = 8192
-EXIT_SECONDS = 2.0
 LAST_READS = 64
 KILL_ROUNDS = 20
 ORPHAN_SECONDS = 60.0
@@ -176,7 +175,7 @@ class ProcessGroup:
                 os.waitid(os.P_PID, self.pid, options) is not None
             )
 
-    def wait_for_exit(self, seconds: float = EXIT_SECONDS) -> bool:
+    def wait_for_exit(self, seconds: float) -> bool:
         """Wait until the first process has ended by itself."""
         deadline = time.monotonic() + seconds
         while not self.exited():
