@@ -1,0 +1,72 @@
+"""Every behaviour test runs twice: in this process, and over HTTP against a real server."""
+
+import contextlib
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import uvicorn
+from pymongo.database import Database
+
+import superduper_client
+from superduper.collection import Collection
+from superduper.connection import LocalTransport
+from superduper_server.serve import make_server
+
+T = TypeVar("T")
+DEADLINE_SECONDS = 60
+
+
+def until(find: Callable[[], T], what: str, seconds: float = DEADLINE_SECONDS) -> T:
+    """Wait until something is true, with a deadline."""
+    deadline = time.monotonic() + seconds
+    while not (found := find()):
+        assert time.monotonic() < deadline, f"gave up waiting for {what} after {seconds} s"
+        time.sleep(0.05)
+    return found
+
+
+@pytest.fixture(scope="session")
+def worker(store_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One worker process for all databases of the store."""
+    log = Path(tmp_path_factory.mktemp("worker")) / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "superduper.imputations.work", store_uri],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        yield
+        process.terminate()
+        assert process.wait(timeout=30) == 0, log.read_text()[-4000:]
+
+
+@contextlib.contextmanager
+def serving(database: Database[Any]) -> Iterator[str]:
+    """A real server on a port of the system's choice, in a thread."""
+    server: uvicorn.Server = make_server(database, port=0, insecure=True)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until(lambda: server.started, "the server")
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(timeout=30)
+    assert not thread.is_alive()
+
+
+@pytest.fixture(params=["here", "over_http"])
+def docs(request: pytest.FixtureRequest, database: Database[Any]) -> Iterator[Collection]:
+    """The collection `docs` of a fresh database, on one transport and then on the other."""
+    if request.param == "here":
+        transport = LocalTransport(database)
+        yield Collection(transport, "docs", database["docs"])
+        transport.close()
+        return
+    with serving(database) as url, superduper_client.connect(url) as client:
+        yield client[database.name]["docs"]

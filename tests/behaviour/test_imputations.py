@@ -1,0 +1,276 @@
+"""The main job on both transports: declare, train, fill, correct, undo; and what goes wrong."""
+
+import pytest
+import torch
+from conftest import until
+from definitions import DIM, LABELS, SETTINGS, MyModel, MyTarget, accuracy, documents, register
+
+from superduper.errors import AlreadyExists, InvalidInput, NotFound, SuperduperError
+
+pytestmark = pytest.mark.usefixtures("worker")
+
+
+@pytest.fixture
+def shop(docs):
+    """300 documents, 200 of them labelled, and the registered parts of seed 000."""
+    docs.insert_many(documents(300, 200))
+    register(docs)
+    return docs
+
+
+def right(docs, numbers) -> float:
+    found = docs.find({"_id": {"$in": list(numbers)}})
+    return sum(d.get("y") == LABELS[d["_id"] % 2] for d in found) / len(numbers)
+
+
+def test_the_example_of_the_first_seed(shop):
+    imputation = shop.create_imputation(**SETTINGS)
+    assert imputation.name == "y_from_x"
+    assert imputation.wait(timeout=120, progress=False) is imputation
+    assert imputation.status == "watching"
+    assert right(shop, range(200, 300)) > 0.95
+    filled = shop.find_one(250)
+    assert filled["_fill"]["y"]["imputation"] == "y_from_x"
+    assert filled["_fill"]["y"]["version"] == 1
+    assert imputation.counts() == {
+        "given": 200,
+        "filled": 100,
+        "pending": 0,
+        "withheld": 0,
+        "failed": 0,
+        "without_input": 0,
+    }
+    assert "watching" in repr(imputation) and "accuracy" in repr(imputation)
+    assert shop.find_one(3) == {**documents(4, 4)[3], "x": pytest.approx(shop.find_one(3)["x"])}
+
+
+def test_later_inserts_are_filled_whoever_makes_them(shop, database):
+    shop.create_imputation(**SETTINGS).wait(timeout=120, progress=False)
+    shop.insert_one({"_id": "ours", "x": torch.full((DIM,), 3.0)})
+    database["docs"].insert_one({"_id": "plain", "x": [0.0] * DIM})
+    until(lambda: "y" in shop.find_one("ours") and "y" in shop.find_one("plain"), "both fills")
+    assert shop.find_one("ours")["y"] == "dog"
+    assert shop.find_one("plain")["y"] == "cat"
+
+
+def test_a_persons_value_is_never_overwritten_and_is_learned_from(shop, database):
+    imputation = shop.create_imputation(**SETTINGS).wait(timeout=120, progress=False)
+    database["docs"].update_one({"_id": 250}, {"$set": {"y": "dog" * 2}})
+    until(lambda: "y" not in shop.find_one(250).get("_fill", {}), "the correction to be seen")
+    shop.update_one({"_id": 250}, {"$set": {"x": torch.zeros(DIM)}})
+    shop.insert_one({"_id": "later", "x": torch.zeros(DIM)})
+    until(lambda: "y" in shop.find_one("later"), "a later fill")
+    assert shop.find_one(250)["y"] == "dogdog"
+    assert imputation.counts()["given"] == 201
+
+
+def test_a_changed_input_is_filled_anew(shop):
+    shop.create_imputation(**SETTINGS).wait(timeout=120, progress=False)
+    assert shop.find_one(250)["y"] == "cat"
+    shop.update_one({"_id": 250}, {"$set": {"x": torch.full((DIM,), 3.0)}})
+    until(lambda: shop.find_one(250)["y"] == "dog", "the new value")
+
+
+def test_predictions_come_from_the_trained_model(shop):
+    imputation = shop.create_imputation(**SETTINGS).wait(timeout=120, progress=False)
+    inputs = [torch.zeros(DIM), torch.full((DIM,), 3.0)]
+    assert shop.predict("my_model", inputs) == ["cat", "dog"]
+    assert imputation.predict(inputs) == ["cat", "dog"]
+    assert shop.show("model", "my_model")["origin"]["imputation"].endswith("y_from_x")
+
+
+def test_versions_promotion_rollback_and_revert(shop):
+    imputation = shop.create_imputation(**SETTINGS, promote="always")
+    imputation.wait(timeout=120, progress=False)
+    imputation.refit().wait(timeout=120, progress=False)
+    assert [row["version"] for row in imputation.versions()] == [2, 1]
+    assert imputation.version == 2
+    with pytest.raises(InvalidInput, match="force"):
+        imputation.revert(2)
+    assert imputation.revert(1, force=True) == 100
+    assert shop.count_documents({"y": {"$exists": False}}) in range(101)
+    imputation.rollback()
+    assert imputation.version == 1
+    imputation.promote(2)
+    assert [row["version"] for row in imputation.history()][:3] == [2, 1, 2]
+    with pytest.raises(NotFound, match="9"):
+        imputation.promote(9)
+
+
+def test_pause_and_resume(shop):
+    imputation = shop.create_imputation(**SETTINGS).wait(timeout=120, progress=False)
+    assert imputation.pause().status == "paused"
+    shop.insert_one({"_id": "missed", "x": torch.zeros(DIM)})
+    imputation.resume().wait(timeout=60, progress=False)
+    until(lambda: "y" in shop.find_one("missed"), "what was missed")
+
+
+def test_preview_writes_nothing(shop):
+    imputation = shop.create_imputation(**SETTINGS, watcher=False)
+    imputation.wait(timeout=120, progress=False)
+    rows = imputation.preview(3)
+    assert [row["document"] for row in rows] == [200, 201, 202]
+    assert [row["value"] for row in rows] == ["cat", "dog", "cat"]
+    assert shop.count_documents({"y": {"$exists": True}}) == 200
+
+
+def test_objective_is_another_word_for_loss(shop):
+    settings = {**SETTINGS, "objective": SETTINGS["loss"]}
+    del settings["loss"]
+    shop.create_imputation("other-name", **settings).wait(timeout=120, progress=False)
+
+
+def test_the_same_declaration_again_changes_nothing(shop):
+    first = shop.create_imputation(**SETTINGS).wait(timeout=120, progress=False)
+    again = shop.create_imputation(**SETTINGS)
+    assert again.name == first.name and again.version == 1
+    with pytest.raises(AlreadyExists, match="y_from_x"):
+        shop.create_imputation(**{**SETTINGS, "lr": 0.1})
+
+
+def test_a_poison_document_is_listed_and_the_others_are_filled(docs):
+    docs.insert_many([{"_id": i, "n": i} for i in range(40)])
+
+    def reciprocal(n):
+        return 60 / (n - 7)
+
+    docs.create_model("reciprocal", reciprocal)
+    imputation = docs.create_watcher("inverse", model="reciprocal", key="n", target="inverse")
+    imputation.wait(timeout=60, progress=False)
+    until(lambda: imputation.failures() and imputation.failures()[0]["state"] == "dead", "the end")
+    (failure,) = imputation.failures()
+    assert failure["document"] == 7 and "division" in str(failure["error"])
+    assert docs.count_documents({"inverse": {"$exists": True}}) == 39
+    docs.update_one({"_id": 7}, {"$set": {"n": 8}})
+    until(lambda: docs.find_one(7).get("inverse") == 60, "the mended document")
+    assert imputation.counts()["failed"] == 0
+
+
+def test_watchers_chain_through_features(docs):
+    docs.insert_many([{"_id": i, "text": "abc"[: i + 1]} for i in range(3)])
+    docs.create_model("length", len)
+    docs.create_model("double", lambda n: n * 2)
+    docs.create_watcher("lengths", model="length", key="text").wait(60, progress=False)
+    docs.create_watcher("doubles", model="double", key="text", features={"text": "length"})
+    until(
+        lambda: docs.find_one(2).get("_outputs", {}).get("text", {}).get("double") == 6,
+        "the chained output",
+    )
+    docs.update_one({"_id": 2}, {"$set": {"text": "abcd"}})
+    until(lambda: docs.find_one(2)["_outputs"]["text"]["double"] == 8, "the refreshed chain")
+
+
+def test_a_failed_fit_tells_why(docs):
+    docs.insert_many(documents(60, 60))
+    register(docs)
+    docs.create_function("broken_target", MyTarget(["nothing", "known"]))
+    imputation = docs.create_imputation(**{**SETTINGS, "target": "broken_target"})
+    with pytest.raises(SuperduperError, match="cat|dog"):
+        imputation.wait(timeout=120, progress=False)
+    assert imputation.status == "failed"
+
+
+def test_a_model_of_the_wrong_width_fails_the_fit_with_a_reason(docs):
+    docs.insert_many(documents(60, 60))
+    register(docs)
+    docs.create_model("wide", MyModel(LABELS, DIM + 1))
+    imputation = docs.create_imputation(**{**SETTINGS, "model": "wide"})
+    with pytest.raises(SuperduperError, match="shape|mat1|size"):
+        imputation.wait(timeout=120, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"model": "nothing_such"}, "nothing_such"),
+        ({"target": "nothing_such"}, "nothing_such"),
+        ({"metrics": ["nothing_such"]}, "nothing_such"),
+        ({"loss": "nothing_such"}, "nothing_such"),
+        ({"target_key": "x"}, "itself"),
+        ({"model_key": "nothing_such"}, "nothing_such"),
+        ({"model_key": "$x"}, "model_key"),
+        ({"target_key": "_fill.y"}, "target_key"),
+        ({"watch": "f1"}, "f1"),
+        ({"lr": -1.0}, "lr"),
+        ({"epochs": 3}, "epochs"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_wrong_declaration_is_refused_at_once(shop, change, reason):
+    with pytest.raises(SuperduperError, match=reason):
+        shop.create_imputation(**{**SETTINGS, **change})
+    assert shop.list("imputation") == []
+
+
+def test_one_field_is_filled_by_one_imputation(shop):
+    shop.create_imputation(**SETTINGS)
+    with pytest.raises(InvalidInput, match="clashes"):
+        shop.create_imputation("second", **SETTINGS)
+    with pytest.raises(InvalidInput, match="clashes"):
+        shop.create_watcher("third", model="my_model", key="x", target="y.inner")
+
+
+def test_a_circle_is_refused(docs):
+    docs.create_model("same", lambda value: value)
+    docs.create_watcher("ab", model="same", key="a", target="b")
+    docs.create_watcher("bc", model="same", key="b", target="c")
+    with pytest.raises(InvalidInput, match="circle"):
+        docs.create_watcher("ca", model="same", key="c", target="a")
+
+
+def test_unknown_names_say_what_there_is(shop):
+    with pytest.raises(NotFound, match="none yet"):
+        shop.imputation("nothing_such")
+    with pytest.raises(NotFound, match="nothing_such"):
+        shop.predict("nothing_such", 1)
+
+
+def test_jobs_runs_and_highscores_tell_of_the_fit(shop):
+    shop.create_imputation(**SETTINGS).wait(timeout=120, progress=False)
+    assert shop.jobs()[0]["state"] == "succeeded"
+    (run,) = shop.runs()
+    assert run["status"] == "succeeded" and run["metrics"]["accuracy"] > 0.9
+    assert run["data"]["train"]["n"] + run["data"]["valid"]["n"] + run["data"]["test"]["n"] == 200
+    assert shop.highscores("accuracy")[0]["value"] == run["metrics"]["accuracy"]
+
+
+def test_a_regression_with_a_plain_metric(docs):
+    docs.insert_many([{"_id": i, "x": [float(i), 1.0], "y": 2.0 * i + 1} for i in range(60)])
+    docs.insert_one({"_id": 60, "x": [60.0, 1.0]})
+
+    class Line(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(2, 1)
+
+        def forward(self, x):
+            return self.layer(x)[:, 0]
+
+    docs.create_model("line", Line())
+    docs.create_loss("squares", torch.nn.MSELoss())
+    docs.create_metric("off", lambda predicted, true: abs(predicted - true))
+    docs.create_imputation(
+        model="line",
+        model_key="x",
+        target_key="y",
+        loss="squares",
+        metrics=["off"],
+        lr=0.5,
+        max_epochs=300,
+        patience=300,
+        seed=1,
+    ).wait(timeout=120, progress=False)
+    assert docs.find_one(60)["y"] == pytest.approx(121, abs=2)
+
+
+def test_a_dotted_target_and_several_inputs(docs):
+    docs.insert_many([{"_id": i, "a": {"b": i}, "c": 2} for i in range(5)])
+    docs.create_model("product", lambda fields: fields["a.b"] * fields["c"])
+    docs.create_watcher("products", model="product", key=["a.b", "c"], target="out.p")
+    until(lambda: docs.count_documents({"out.p": {"$exists": True}}) == 5, "all products")
+    assert docs.find_one(4)["out"] == {"p": 8}
+
+
+def test_metrics_and_accuracy_are_the_users_own(shop):
+    shop.create_metric("accuracy", accuracy)
+    assert shop.show("metric", "accuracy")["version"] == 1
