@@ -98,9 +98,15 @@ class Predictor:
     def predict(self, values: Sequence[Any]) -> list[Outcome]:
         """One outcome for each value, in order. No value makes it raise."""
         with self._evaluating():
-            rows = each(self._with_confidence, self._rows(self.samples(values)))
-            outputs = self._outputs(rows)
-        return [_outcome(row, output) for row, output in zip(rows, outputs, strict=True)]
+            return self._finished(self._rows(self.samples(values)))
+
+    def outcomes(self, output: Any, count: int) -> list[Outcome]:
+        """One outcome for each row of what the model returned for a batch of `count` samples.
+
+        For who has called the model already, as validation does. Raises WrongRows.
+        """
+        with self._evaluating():
+            return self._finished([Row(row) for row in self._collate.unbatch(output, count)])
 
     # Before the model ------------------------------------------------------------------------
 
@@ -198,6 +204,11 @@ class Predictor:
         return self._collate.Weights.of(self.model)
 
     # After the model -------------------------------------------------------------------------
+
+    def _finished(self, made: list[Any]) -> list[Outcome]:
+        rows = each(self._with_confidence, made)
+        outputs = self._outputs(rows)
+        return [_outcome(row, output) for row, output in zip(rows, outputs, strict=True)]
 
     def _with_confidence(self, row: Row) -> Row:
         if self._confidence is not None:

@@ -1,0 +1,37 @@
+"""Model hosts put together: the serving side's logic in the child processes of the jobs side."""
+
+from typing import Any
+
+from superduper import settings
+from superduper.jobs.channel import Channel, serve
+from superduper.jobs.child import Child
+from superduper.jobs.limits import Limits
+from superduper.serving import host
+from superduper.serving.hosts import Hosts, Payloads
+
+ENTRY = "superduper.imputations.hosting:main"
+
+
+def main(channel: Channel) -> None:
+    """The entry of a model host's child process."""
+    from superduper.serving.hosted import Hosted
+
+    serve(channel, Hosted().handlers())
+
+
+def launch(name: str) -> Child:
+    """A child, not started yet, that can hold a component."""
+    memory_mb = int(settings.get_number("CHILD_MEMORY_MB"))
+    return Child(ENTRY, limits=Limits(memory_mb=memory_mb), name=name)
+
+
+def open_hosts(registry: Payloads, *, max_hosts: int = 8) -> Hosts:
+    """The model hosts of this process, for the components of a registry."""
+    return Hosts(registry, launch, max_hosts=max_hosts)
+
+
+def try_out(
+    payload: host.Payload, kind: str, sample: Any = None, has_sample: bool = False
+) -> dict[str, Any]:
+    """Load a component in a fresh child, and run a model on its sample; see `host.try_out`."""
+    return host.try_out(payload, kind, launch, sample, has_sample)

@@ -1,0 +1,220 @@
+"""A model host as its parent sees it: a child process that holds one model and answers predictions.
+
+The child is started when it is first needed. A child that died is started again at the next
+request, after a pause that grows; one that dies again and again is given up for a while.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from bson import Binary
+
+from superduper.errors import ChildDied, NotReady, SuperduperError, TimedOut, UserCodeError
+
+Payload = Mapping[str, Any]
+
+LOAD_SECONDS = 120.0
+TRIAL_SECONDS = 60.0
+FRAME_VALUES = 256
+FRAME_BYTES = 16 << 20
+LOOP_DEATHS = 5
+LOOP_SECONDS = 60.0
+FIRST_PAUSE_SECONDS = 0.25
+
+
+class Child(Protocol):
+    """What a host needs of a child process; `superduper.jobs.child.Child` is one."""
+
+    @property
+    def alive(self) -> bool: ...
+
+    def start(self) -> None: ...
+
+    def request(
+        self, message: Mapping[str, Any], timeout: float | None = None
+    ) -> dict[str, Any]: ...
+
+    def kill(self) -> None: ...
+
+
+Launch = Callable[[str], Child]
+"""Makes a child (not started yet) of the given name that serves `hosted.Hosted().handlers()`."""
+
+
+class ModelHost:
+    """One model in one child process. Safe for several threads: one request runs at a time.
+
+    `payload` is what `unsealing.load` wants, or a function that fetches it, so that nobody has to
+    keep weights in memory for a restart that may never come.
+    """
+
+    def __init__(
+        self,
+        payload: Payload | Callable[[], Payload],
+        name: str,
+        launch: Launch,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name
+        self.details: dict[str, Any] = {}
+        self._payload = payload
+        self._child = launch(f"model {name}")
+        self._loaded = False
+        self._setbacks = _Setbacks(name, clock)
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+
+    def predict(self, values: Sequence[Any], timeout: float | None = None) -> list[dict[str, Any]]:
+        """An outcome for each stored value, in order; no values only make sure that it runs.
+
+        `timeout` is for the model's own work on one frame (256 values or 16 MiB); starting and
+        loading do not count. Raises ChildDied or TimedOut for the request that ended the child,
+        NotReady if it is closed or dies too often, and what loading raises.
+        """
+        outcomes: list[dict[str, Any]] = []
+        for frame in frames(values):
+            with self._lock:
+                outcomes += self._ask(frame, timeout)
+        return outcomes
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` has been called."""
+        return self._closed.is_set()
+
+    def close(self, *, finish: bool = False) -> None:
+        """End the child, with `finish` after the frame in progress; requests then get NotReady."""
+        if finish:
+            with self._lock:
+                self._closed.set()
+        self._closed.set()
+        self._child.kill()
+
+    def _ask(self, values: list[Any], timeout: float | None) -> list[dict[str, Any]]:
+        self._make_ready()
+        try:
+            answer = self._child.request({"op": "predict", "values": values}, timeout)
+        except (ChildDied, TimedOut) as error:
+            self._check_open()
+            self._setbacks.add(error)
+            raise
+        self._setbacks.clear()
+        outcomes: list[dict[str, Any]] = answer["outcomes"]
+        return outcomes
+
+    def _make_ready(self) -> None:
+        if self._child.alive and self._loaded:
+            return
+        self._closed.wait(self._setbacks.pause())
+        self._check_open()
+        self._loaded = False
+        payload = self._payload() if callable(self._payload) else self._payload
+        try:
+            self._child.start()
+            request = {"op": "load", "kind": "model", "name": self.name, "payload": payload}
+            self.details = self._child.request(request, LOAD_SECONDS)
+        except SuperduperError as error:
+            self._child.kill()
+            self._check_open()
+            self._setbacks.add(error)
+            raise
+        self._loaded = True
+        if self.closed:  # `close` may have come before there was anything to end
+            self._child.kill()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise NotReady(f"model {self.name!r} has been closed")
+
+
+class _Setbacks:
+    """Deaths and failed starts since the last success, and how long to wait because of them."""
+
+    def __init__(self, name: str, clock: Callable[[], float]) -> None:
+        self._name = name
+        self._clock = clock
+        self._times: deque[float] = deque(maxlen=LOOP_DEATHS)
+        self._last = ""
+
+    def add(self, error: SuperduperError) -> None:
+        """Note one."""
+        self._times.append(self._clock())
+        self._last = error.message
+
+    def clear(self) -> None:
+        """It has worked."""
+        self._times.clear()
+
+    def pause(self) -> float:
+        """Seconds to wait before the next start: none after the first setback, then ever more.
+
+        Raises NotReady if there were five within a minute.
+        """
+        count, now = len(self._times), self._clock()
+        if count == LOOP_DEATHS and now - self._times[0] < LOOP_SECONDS:
+            left = self._times[0] + LOOP_SECONDS - now
+            raise NotReady(
+                f"model {self._name!r} failed {count} times within {LOOP_SECONDS:.0f} s and is "
+                f"not started again for {left:.0f} s; the last time: {self._last:.1000}"
+            )
+        if count < 2:
+            return 0.0
+        pause: float = FIRST_PAUSE_SECONDS * 2 ** (count - 2)
+        return max(0.0, self._times[-1] + pause - now)
+
+
+def frames(values: Sequence[Any]) -> Iterator[list[Any]]:
+    """The values in parts of at most 256 values or 16 MiB; at least one part, if an empty one."""
+    part: list[Any] = []
+    size = 0
+    for value in values:
+        weight = _size(value)
+        if part and (len(part) == FRAME_VALUES or size + weight > FRAME_BYTES):
+            yield part
+            part, size = [], 0
+        part.append(value)
+        size += weight
+    if part or not values:
+        yield part
+
+
+def _size(value: Any) -> int:
+    """About how many bytes of BSON a value takes; exact where it matters, for large ones."""
+    if isinstance(value, bytes | Binary | str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(len(key) + 8 + _size(item) for key, item in value.items())
+    if isinstance(value, list):
+        if value and not isinstance(value[0], bytes | str | Mapping | list):
+            return 12 * len(value)
+        return sum(8 + _size(item) for item in value)
+    return 8
+
+
+# Registration ---------------------------------------------------------------------------------
+
+
+def try_out(
+    payload: Payload, kind: str, launch: Launch, sample: Any = None, has_sample: bool = False
+) -> dict[str, Any]:
+    """Load a component in a fresh child, run a model on its sample if there is one, and tell of it.
+
+    Answers type, load_ms, memory_mb, for models has_confidence and, with a sample, output. Raises
+    InvalidInput (a missing module is named), ArtifactRejected or UserCodeError.
+    """
+    name = str(payload["record"].get("name", ""))
+    child = launch(f"{kind} {name}")
+    request = {"op": "load", "kind": kind, "name": name, "payload": payload}
+    try:
+        child.start()
+        details = child.request(request, LOAD_SECONDS)
+        if has_sample and kind == "model":
+            details |= child.request({"op": "try_sample", "value": sample}, TRIAL_SECONDS)
+    except (ChildDied, TimedOut) as error:
+        raise UserCodeError(f"{kind} {name!r} failed when it was tried out: {error}") from error
+    finally:
+        child.kill()
+    return details

@@ -1,0 +1,181 @@
+"""What runs inside a model host, the child process that holds one live component.
+
+It is given values as they are stored and gives back outputs as they can be stored.
+"""
+
+import gc
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import bson
+import psutil
+from bson.raw_bson import RawBSONDocument
+
+from superduper.errors import InvalidInput
+from superduper.fields import codec
+from superduper.serving.failures import Failure, each
+from superduper.serving.predictor import Outcome, Predictor
+from superduper.store.unsealing import load
+
+Message = dict[str, Any]
+
+# After loading, torch's hundred thousand objects are frozen; what is left is small and dies young.
+GC_THRESHOLDS = (50_000, 20, 100)
+PAIR = 2
+
+
+class Hosted:
+    """The component of this process, and the operations that its parent may ask for."""
+
+    def __init__(self) -> None:
+        self._predictor: Predictor | None = None
+
+    def handlers(self) -> dict[str, Callable[[Message], Message]]:
+        """The operations by name."""
+        return {"load": self.load, "predict": self.predict, "try_sample": self.try_sample}
+
+    def load(self, message: Message) -> Message:
+        """Verify and unpickle the component, get ready, and tell what it is."""
+        began = time.monotonic()
+        kind, parts = message["kind"], _load(message)
+        if kind == "model":
+            self._predictor = Predictor(parts["object"], parts["preprocess"], parts["postprocess"])
+        else:
+            check_component(kind, parts["object"])
+        _settle()
+        details = {
+            "type": type_name(parts["object"]),
+            "load_ms": round((time.monotonic() - began) * 1000),
+            "memory_mb": psutil.Process().memory_info().rss >> 20,
+        }
+        if self._predictor is not None:
+            details["has_confidence"] = self._predictor.has_confidence
+        return details
+
+    def predict(self, message: Message) -> Message:
+        """An outcome for each value, in order."""
+        values = message["values"]
+        return {"outcomes": predict_stored(self._loaded(), values) if values else []}
+
+    def try_sample(self, message: Message) -> Message:
+        """Run on one value, and on the same value twice, and tell what the output is like.
+
+        Raises InvalidInput if either fails: a model that is right for one input only would fail as
+        soon as two requests come at once.
+        """
+        predictor = self._loaded()
+        value = _decode(predictor)(message["value"])
+        [outcome] = predictor.predict([value])
+        if "error" in outcome:
+            raise InvalidInput(f"it failed on the sample: {_shown(outcome['error'])}")
+        for other in predictor.predict([value] * PAIR):
+            if "error" in other:
+                raise InvalidInput(
+                    "it works on the sample alone, but not on a batch of two of it: "
+                    f"{_shown(other['error'])}"
+                )
+        stored = _stored(outcome)
+        if "error" in stored:
+            raise InvalidInput(f"its output cannot be stored: {stored['error']['message']}")
+        return {"output": describe(outcome["value"])}
+
+    def _loaded(self) -> Predictor:
+        if self._predictor is None:
+            raise InvalidInput("no model is loaded in this process")
+        return self._predictor
+
+
+def _load(message: Message) -> dict[str, Any]:
+    what = f"{message['kind']} {message['name']!r}"
+    try:
+        parts = load(message["payload"])
+    except ModuleNotFoundError as error:
+        module = (error.name or str(error)).partition(".")[0]
+        raise InvalidInput(
+            f"{what} needs the module {module!r}, which is not installed where models run: install "
+            "it there, or define what is needed of it in the script that registers"
+        ) from error
+    return {"preprocess": None, "postprocess": None, **parts}
+
+
+def _settle() -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)  # holds for the thread that calls it, which is the one that infers
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+
+
+def check_component(kind: str, component: Any) -> None:
+    """Raise InvalidInput if an object cannot be what it is registered as."""
+    is_class = isinstance(component, type)
+    name = type_name(component)
+    if kind == "trainer":
+        if not is_class:
+            raise InvalidInput(f"a trainer must be a class, not an instance of {name}")
+    elif kind == "encoder":
+        if not all(callable(getattr(component, part, None)) for part in ("encode", "decode")):
+            raise InvalidInput(f"an encoder needs the methods encode and decode; {name} has not")
+    elif is_class and component.__module__ != "builtins":
+        raise InvalidInput(f"{component.__name__} is a class: register an instance of it")
+    elif not callable(component):
+        raise InvalidInput(f"a {kind} must be callable; {name} is not")
+
+
+def type_name(component: Any) -> str:
+    """The name of a class or function, or of an object's class, with its module."""
+    named = component if hasattr(component, "__qualname__") else type(component)
+    module = getattr(named, "__module__", None)
+    return f"{module}.{named.__qualname__}" if module else str(named.__qualname__)
+
+
+# Values as they are stored --------------------------------------------------------------------
+
+
+def predict_stored(predictor: Predictor, values: list[Any]) -> list[Any]:
+    """An outcome for each stored value, the outputs as they can be stored."""
+    decoded = each(_decode(predictor), values)
+    alive = [value for value in decoded if not isinstance(value, Failure)]
+    outcomes = iter(predictor.predict(alive))
+    return [
+        {"error": value.error} if isinstance(value, Failure) else _stored(next(outcomes))
+        for value in decoded
+    ]
+
+
+def _decode(predictor: Predictor) -> Callable[[Any], Any]:
+    if predictor.style == "estimator":
+        return lambda value: codec.decode_input(value, arrays="numpy")
+    return codec.decode_input
+
+
+def _stored(outcome: Outcome) -> Any:
+    [stored] = each(_raw, [outcome])
+    return {"error": stored.error} if isinstance(stored, Failure) else stored
+
+
+def _raw(outcome: Outcome) -> Any:
+    # Made BSON here, one by one, so that a value which BSON cannot hold fails alone.
+    if "value" in outcome:
+        outcome = {**outcome, "value": codec.encode(outcome["value"])}
+    return RawBSONDocument(bson.encode(outcome))
+
+
+def _shown(error: Mapping[str, str]) -> str:
+    return f"{error['type']}: {error['message']}\n{error['traceback']}".strip()
+
+
+def describe(value: Any) -> dict[str, Any]:
+    """Type of an output, and datatype and shape if it is an array."""
+    described: dict[str, Any] = {"type": type(value).__name__}
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        described["dtype"] = str(value.dtype).removeprefix("torch.")
+        described["shape"] = list(value.shape)
+    elif isinstance(value, Mapping):
+        described["fields"] = {str(key): describe(item) for key, item in value.items()}
+    elif isinstance(value, list):
+        described["length"] = len(value)
+    return described

@@ -1,0 +1,124 @@
+"""The model hosts of one process: as many as are allowed, the least recently used closed first."""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from superduper import settings
+from superduper.errors import NotReady
+from superduper.serving.batcher import Batcher, Outcomes
+from superduper.serving.host import Launch, ModelHost, Payload
+
+
+class Component(Protocol):
+    """A version of a registered model."""
+
+    @property
+    def id(self) -> str: ...
+
+
+class Payloads(Protocol):
+    """Where sealed models come from; `superduper.store.registry.Registry` is one."""
+
+    def payload(self, component: Any) -> Payload: ...
+
+
+@dataclass(frozen=True)
+class _Entry:
+    host: ModelHost
+    batcher: Batcher
+
+    def retire(self) -> None:
+        """Answer what was accepted, then end."""
+        self.batcher.close(finish=True)
+        self.host.close(finish=True)
+
+    def end(self) -> None:
+        """End at once."""
+        self.host.close()
+        self.batcher.close()
+
+
+class Hosts:
+    """Answers predictions of any registered model. Safe for several threads; unpickles nothing."""
+
+    def __init__(self, registry: Payloads, launch: Launch, *, max_hosts: int = 8) -> None:
+        self._registry = registry
+        self._launch = launch
+        self._max_hosts = max_hosts
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._retiring: list[tuple[_Entry, threading.Thread]] = []
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def submit(
+        self, component: Component, values: Sequence[Any], timeout: float | None = None
+    ) -> "Future[Outcomes]":
+        """The outcomes of stored values, to come, in one batch with those of other requests.
+
+        Their turn must come within `timeout` seconds (default: the setting PREDICT_TIMEOUT, which
+        is also what a batch may take). Raises TooManyRequests or NotReady; the future gets what
+        else can happen.
+        """
+        seconds = _default_timeout() if timeout is None else timeout
+        with self._lock:  # so that the entry cannot be retired in between
+            entry = self._entry(component)
+            return entry.batcher.submit(values, time.monotonic() + seconds)
+
+    def predict(
+        self, component: Component, values: Sequence[Any], timeout: float | None = None
+    ) -> Outcomes:
+        """An outcome for each stored value, in order.
+
+        With a timeout the values run by themselves and the model may work that long on a frame of
+        them; without one they may share a batch with others. Raises ChildDied or TimedOut if they
+        end the model's process, NotReady, TooManyRequests, and what loading raises.
+        """
+        if timeout is None:
+            return self.submit(component, values).result()
+        while True:
+            with self._lock:
+                host = self._entry(component).host
+            try:
+                return host.predict(values, timeout)
+            except NotReady:
+                if not host.closed or self._closed:
+                    raise
+
+    def close(self) -> None:
+        """End all hosts; requests that wait get NotReady."""
+        with self._lock:
+            self._closed = True
+            entries = [*self._entries.values(), *(entry for entry, _ in self._retiring)]
+            self._entries.clear()
+        for entry in entries:
+            entry.end()
+        for _, thread in self._retiring:
+            thread.join()
+
+    def _entry(self, component: Component) -> _Entry:
+        if self._closed:
+            raise NotReady("the model hosts have been closed")
+        entry = self._entries.get(component.id)
+        if entry is None:
+            host = ModelHost(lambda: self._registry.payload(component), component.id, self._launch)
+            entry = self._entries[component.id] = _Entry(host, Batcher(host, component.id))
+            if len(self._entries) > self._max_hosts:
+                self._retire_oldest()
+        self._entries.move_to_end(component.id)
+        return entry
+
+    def _retire_oldest(self) -> None:
+        _, entry = self._entries.popitem(last=False)
+        thread = threading.Thread(target=entry.retire, name="retire model host", daemon=True)
+        self._retiring = [pair for pair in self._retiring if pair[1].is_alive()]
+        self._retiring.append((entry, thread))
+        thread.start()
+
+
+def _default_timeout() -> float:
+    return settings.get_number("PREDICT_TIMEOUT")
