@@ -1,0 +1,75 @@
+"""The web application: one service on one database, behind one guard."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+import superduper
+from superduper.service import Service
+from superduper_server import openapi
+from superduper_server.auth import Authenticator, FailureLimit, Guard
+from superduper_server.backend import Backend
+from superduper_server.docs_page import add_docs
+from superduper_server.health import add_health
+from superduper_server.limits import BodyLimit, Limits
+from superduper_server.observe import Figures, Front
+from superduper_server.routes import Router, command_endpoints
+from superduper_server.streams import add_streams
+from superduper_server.token_routes import token_endpoints
+
+
+def build_app(service: Service, *, insecure: bool = False, limits: Limits | None = None) -> FastAPI:
+    """The app for a service; its database is the one that is served.
+
+    `insecure` asks for no tokens: only for a server that listens on loopback.
+    `app.state.backend` is what its endpoints share; the service is closed by whoever made it.
+    """
+    limits = limits or Limits.from_settings()
+    backend = Backend.of(service, limits)
+    app = _bare_app(backend)
+    router, figures = Router(app, backend), Figures()
+    router.table["GET", "/openapi.json"] = None
+    for endpoint in (*command_endpoints(backend), *token_endpoints(backend)):
+        router.add(endpoint)
+    add_streams(router)
+    add_health(router, figures)
+    add_docs(router)
+    openapi.install(app, router.schemas, router.table)
+    authenticator = None
+    if not insecure:
+        failures = FailureLimit(limits.failed_logins)
+        authenticator = Authenticator(backend.tokens, backend.control, failures)
+    app.add_middleware(BodyLimit, limits=limits)
+    app.add_middleware(Guard, table=router.table, authenticator=authenticator)
+    app.add_middleware(Front, figures=figures)
+    app.state.backend = backend
+    app.state.table = router.table
+    return app
+
+
+def _bare_app(backend: Backend) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        backend.stopping.set()
+        backend.close()
+
+    return FastAPI(
+        title="Superduper",
+        version=superduper.__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+        exception_handlers={HTTPException: _pass_on, RequestValidationError: _pass_on},
+    )
+
+
+async def _pass_on(request: Request, error: Exception) -> Response:
+    """Errors become answers in one place: the layer around everything."""
+    raise error

@@ -1,0 +1,203 @@
+"""Who may do what: one guard around the whole app that refuses whatever is not listed."""
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+from starlette.datastructures import Headers
+from starlette.routing import BaseRoute, Match
+
+from superduper.commands import Role
+from superduper.errors import NotAllowed, SuperduperError, TooManyRequests, Unauthorized
+from superduper.store.mongo import database_errors
+from superduper_server.limits import Application, Receive, Scope, Send
+from superduper_server.pool import Pool
+from superduper_server.tokens import TOKEN, Identity, Tokens, matches
+
+logger = logging.getLogger(__name__)
+
+CACHE_SECONDS = 2.0
+CACHE_SIZE = 10_000
+WINDOW_SECONDS = 60.0
+LOOKUP_SECONDS = 10.0
+LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+
+# Which role a route needs, by method and path template; None is for everybody.
+Table = Mapping[tuple[str, str], Role | None]
+
+
+class TooManyFailures(TooManyRequests):
+    """Too many wrong tokens came from this address: try again in a minute."""
+
+    retry_after = int(WINDOW_SECONDS)
+
+
+class FailureLimit:
+    """Counts wrong tokens per address and minute."""
+
+    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.most = most
+        self._clock = clock
+        self._windows: OrderedDict[str, tuple[float, int]] = OrderedDict()
+
+    def note(self, address: str) -> None:
+        """Count one more."""
+        begun, count = self._windows.pop(address, (self._clock(), 0))
+        if self._clock() - begun >= WINDOW_SECONDS:
+            begun, count = self._clock(), 0
+        self._windows[address] = (begun, count + 1)
+        if len(self._windows) > CACHE_SIZE:
+            self._windows.popitem(last=False)
+
+    def is_reached(self, address: str) -> bool:
+        """Whether the address has used up its tries."""
+        begun, count = self._windows.get(address, (0.0, 0))
+        return count >= self.most and self._clock() - begun < WINDOW_SECONDS
+
+
+class Authenticator:
+    """Turns an `Authorization` header into an identity.
+
+    A record is kept for at most two seconds, so that revoking works at once for all purposes. An
+    address with too many wrong tokens gets no more look-ups; who was known before still comes
+    through, so that a stranger behind the same proxy cannot lock anybody out.
+    """
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        pool: Pool,
+        failures: FailureLimit,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.tokens = tokens
+        self.failures = failures
+        self._pool = pool
+        self._clock = clock
+        self._cache: OrderedDict[str, tuple[float, dict[str, Any]]] = OrderedDict()
+        self._notes: set[asyncio.Task[None]] = set()
+
+    async def identify(self, authorization: str, address: str) -> Identity:
+        """Who it is.
+
+        Raises Unauthorized, TooManyFailures, or NotReady if the database does not answer.
+        """
+        scheme, _, text = authorization.partition(" ")
+        if not authorization:
+            raise Unauthorized("a token is needed: send `Authorization: Bearer <token>`")
+        found = TOKEN.fullmatch(text.strip()) if scheme.lower() == "bearer" else None
+        record = None if found is None else await self._record(found[1], address)
+        if found is None or not matches(record, found[2]) or record is None:
+            self._refuse_stranger(address)
+        if not self.tokens.is_valid(record):
+            raise Unauthorized("the token has expired or was revoked")
+        if not self.tokens.is_use_noted(record):
+            self._note_use(record)
+        return Identity(record["_id"], record["role"])
+
+    def _refuse_stranger(self, address: str) -> NoReturn:
+        if self.failures.is_reached(address):
+            raise TooManyFailures
+        self.failures.note(address)
+        raise Unauthorized("the token is not valid")
+
+    async def _record(self, id: str, address: str) -> dict[str, Any] | None:
+        read_at, record = self._cache.get(id, (0.0, None))
+        if record is not None and self._clock() - read_at < CACHE_SECONDS:
+            return record
+        if record is None and self.failures.is_reached(address):
+            raise TooManyFailures
+        asked_at = self._clock()
+        record = await self._pool.run(lambda: self._find(id), seconds=LOOKUP_SECONDS)
+        self._remember(id, asked_at, record)
+        return record
+
+    def _find(self, id: str) -> dict[str, Any] | None:
+        with database_errors():
+            return self.tokens.find(id)
+
+    def _remember(self, id: str, asked_at: float, record: dict[str, Any] | None) -> None:
+        self._cache.pop(id, None)
+        if record is not None:
+            self._cache[id] = (asked_at, record)
+        if len(self._cache) > CACHE_SIZE:
+            self._cache.popitem(last=False)
+
+    def _note_use(self, record: dict[str, Any]) -> None:
+        id = record["_id"]
+        record["last_used"] = int(time.time() * 1000)  # the cached copy: asks only once a minute
+        task = asyncio.create_task(self._write_use(id))
+        self._notes.add(task)
+        task.add_done_callback(self._notes.discard)
+
+    async def _write_use(self, id: str) -> None:
+        try:
+            await self._pool.run(lambda: self._note_in_database(id), seconds=LOOKUP_SECONDS)
+        except SuperduperError as error:
+            # The request itself is fine; the next one tries again a minute later.
+            logger.warning(
+                "use of token %s not noted: %s", id, error, extra={"event": "token.note"}
+            )
+
+    def _note_in_database(self, id: str) -> None:
+        with database_errors():
+            self.tokens.note_use(id)
+
+
+class Guard:
+    """ASGI layer: no token, no answer; no entry in the table, no answer either.
+
+    Without an authenticator (`--insecure`) everybody is an administrator, but only on loopback:
+    the Host header must name it, or a page in somebody's browser could be made to speak to us.
+    """
+
+    def __init__(self, app: Application, table: Table, authenticator: Authenticator | None) -> None:
+        self.app = app
+        self.table = table
+        self.authenticator = authenticator
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._check(scope)
+        await self.app(scope, receive, send)
+
+    async def _check(self, scope: Scope) -> None:
+        route = find_route(scope["app"].routes, scope)
+        key = (scope["method"], getattr(route, "path", ""))
+        if route is not None and key in self.table and self.table[key] is None:
+            return
+        identity = await self._identify(scope)
+        scope["identity"] = identity
+        if route is None:
+            return  # the router answers 404 or 405, and only to somebody we know
+        role = self.table.get(key)
+        if role is None:
+            raise NotAllowed(f"nobody may use {key[0]} {key[1]}: it has no entry in the role table")
+        if not identity.may(role):
+            raise NotAllowed(f"this needs the role {role}; the token's role is {identity.role}")
+
+    async def _identify(self, scope: Scope) -> Identity:
+        headers = Headers(scope=scope)
+        if self.authenticator is None:
+            if _host_of(headers.get("host", "")) not in LOOPBACK_HOSTS:
+                raise NotAllowed("without tokens the server answers only to a loopback Host")
+            return Identity("insecure", "admin")
+        address = (scope.get("client") or ("",))[0]
+        return await self.authenticator.identify(headers.get("authorization", ""), address)
+
+
+def find_route(routes: list[BaseRoute], scope: Scope) -> BaseRoute | None:
+    """The route that will answer, by the router's own rule: the first that matches in full."""
+    for route in routes:
+        if route.matches(scope)[0] is Match.FULL:
+            return route
+    return None
+
+
+def _host_of(header: str) -> str:
+    if header.startswith("["):
+        return header[1:].partition("]")[0]
+    return header.partition(":")[0]

@@ -1,0 +1,94 @@
+"""What the endpoints of one app share: the service, the tokens, the pools of threads."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from bson.errors import BSONError
+from starlette.requests import ClientDisconnect
+
+from superduper.errors import InvalidInput
+from superduper.service import Service
+from superduper.store.mongo import database_errors
+from superduper_server.limits import Limits
+from superduper_server.pool import Pool
+from superduper_server.tokens import Tokens
+
+
+@dataclass
+class Backend:
+    """The parts behind an app; `stopping` is set when the server begins to shut down."""
+
+    service: Service
+    tokens: Tokens
+    limits: Limits
+    requests: Pool
+    predictions: Pool
+    control: Pool
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    streams: int = 0
+
+    @classmethod
+    def of(cls, service: Service, limits: Limits) -> "Backend":
+        """The parts for a service; predictions and what keeps the server in order wait apart."""
+        return cls(
+            service=service,
+            tokens=Tokens(service.context.database),
+            limits=limits,
+            requests=Pool("requests", threads=limits.threads, waiting=limits.waiting),
+            predictions=Pool(
+                "predictions", threads=limits.predict_threads, waiting=limits.predict_waiting
+            ),
+            control=Pool("checks", threads=4, waiting=limits.waiting),
+        )
+
+    async def ping(self, seconds: float) -> None:
+        """Ask the database for a sign of life.
+
+        Raises NotReady if it does not answer, TimedOut if not in time.
+        """
+        await self.control.run(self._ping, seconds=seconds)
+
+    def _ping(self) -> None:
+        with database_errors():
+            self.service.context.database.command("ping")
+
+    def close(self) -> None:
+        """Let the threads go; the service belongs to whoever made it."""
+        for pool in (self.requests, self.predictions, self.control):
+            pool.close()
+
+
+@contextmanager
+def refused_values() -> Iterator[None]:
+    """Values that cannot be stored as BSON are the sender's mistake."""
+    try:
+        yield
+    except (BSONError, OverflowError, UnicodeEncodeError, RecursionError) as error:
+        raise InvalidInput(
+            f"a value in the request cannot be stored as BSON ({type(error).__name__})"
+        ) from error
+
+
+async def unless_gone(receive: Callable[[], Any], work: Any) -> Any:
+    """The result of some work, given up when the client has hung up.
+
+    Raises ClientDisconnect then, so that a call that still waits for a thread is not begun.
+    """
+    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            gone.result()
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        gone.cancel()
+
+
+async def _gone(receive: Callable[[], Any]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

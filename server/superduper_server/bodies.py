@@ -1,0 +1,115 @@
+"""What goes over the wire: the one place that knows about JSON and BSON.
+
+JSON is the default: extended JSON for what JSON has no word for, an answer is the bare result.
+With `Content-Type: application/bson` a request's body is one BSON document of its fields, and with
+`Accept: application/bson` the answer is one BSON document, `{"result": ...}` or `{"error": ...}`.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import bson
+import orjson
+from bson.codec_options import CodecOptions, DatetimeConversion
+from starlette.datastructures import Headers
+from superduper.fields.json import from_json, to_json
+
+from superduper_server.filters import OPERATOR_FIELDS, read_operators
+from superduper_server.limits import MalformedBody, UnsupportedMediaType
+
+BSON = "application/bson"
+JSON = "application/json"
+JSON_LINES = "application/x-ndjson"
+
+# Dates outside Python's range must not fail: they come as milliseconds.
+OPTIONS: CodecOptions[dict[str, Any]] = CodecOptions(
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO
+)
+
+# orjson takes these in silence: integers beyond 64 bits become floats, keys may hold NUL.
+_SUSPECT = re.compile(rb"[0-9]{19}|\\u0000")
+
+
+def content_type(headers: Headers) -> str:
+    """The media type of a request's body, without parameters."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def wants_bson(headers: Headers) -> bool:
+    """Whether the answer is to be BSON."""
+    return BSON in headers.get("accept", "").lower()
+
+
+def read_body(kind: str, body: bytes) -> dict[str, Any]:
+    """The fields of a command from a request's body.
+
+    Raises MalformedBody if it cannot be read, UnsupportedMediaType if its type is not taken.
+    """
+    if not body and kind in ("", JSON, BSON):
+        return {}
+    if kind == BSON:
+        return _read_bson(body)
+    if kind == JSON:
+        return _read_json(body)
+    raise UnsupportedMediaType(f"send the body as {JSON} or {BSON} and say so in Content-Type")
+
+
+def _read_bson(body: bytes) -> dict[str, Any]:
+    try:
+        return bson.decode(body, OPTIONS)
+    except (bson.errors.InvalidBSON, RecursionError) as error:
+        raise MalformedBody("the body is not one valid BSON document") from error
+
+
+def _read_json(body: bytes) -> dict[str, Any]:
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        # Its text names the position and never quotes the body.
+        raise MalformedBody(f"the body is not valid JSON: {error.msg} at {error.pos}") from error
+    if not isinstance(value, dict):
+        raise MalformedBody("the body must be one JSON object")
+    if _SUSPECT.search(body):
+        value = json.loads(body, parse_int=_integer, object_pairs_hook=_object)
+    return {
+        name: read_operators(each) if name in OPERATOR_FIELDS else from_json(each)
+        for name, each in value.items()
+    }
+
+
+def _integer(text: str) -> int:
+    if len(text) > 20 or not -(2**63) <= int(text) < 2**63:
+        raise MalformedBody("an integer in the body does not fit 64 bits")
+    return int(text)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if any("\0" in key for key, _ in pairs):
+        raise MalformedBody("a key in the body contains the character NUL")
+    return dict(pairs)
+
+
+def write_answer(result: Any, *, as_bson: bool) -> tuple[bytes, str]:
+    """The body of a good answer, and its media type."""
+    if as_bson:
+        return bson.encode({"result": result}, codec_options=OPTIONS), BSON
+    return write_json(result), JSON
+
+
+def write_error(error: Mapping[str, Any], *, as_bson: bool) -> tuple[bytes, str]:
+    """The body of a bad answer, and its media type."""
+    if as_bson:
+        return bson.encode({"error": error}), BSON
+    return orjson.dumps({"error": error}), JSON
+
+
+def write_json(value: Any) -> bytes:
+    """A BSON value as extended JSON."""
+    return orjson.dumps(to_json(value))
+
+
+def write_row(document: Mapping[str, Any], *, as_bson: bool) -> bytes:
+    """One document of a stream."""
+    return bson.encode(document, codec_options=OPTIONS) if as_bson else write_json(document) + b"\n"

@@ -1,0 +1,271 @@
+"""Commands that keep order: token, key, doctor."""
+
+import os
+import platform
+import re
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+
+from superduper import settings
+from superduper.errors import InvalidInput, MissingExtra, NotReady, SuperduperError, error_of
+from superduper_server.cli_options import (
+    database_option,
+    json_option,
+    mongo_of,
+    print_json,
+    print_record,
+    print_rows,
+    uri_option,
+)
+
+TOKEN_COLUMNS = ("id", "role", "created_at", "created_by", "expires_at", "last_used", "revoked")
+SETTING_COLUMNS = ("setting", "value", "source")
+VERSION_COLUMNS = ("package", "version")
+SERVER_COLUMNS = ("server", "program", "used")
+# What a version is shown of; import names can differ, so it is the distributions' names.
+PACKAGES = (
+    *("pymongo", "pydantic", "httpx2", "dill", "cloudpickle", "tqdm"),
+    *("torch", "numpy", "safetensors", "cryptography", "psutil"),
+    *("fastapi", "starlette", "uvicorn", "uvloop", "httptools", "orjson", "prometheus-client"),
+    *("click", "pillow", "secantusdb"),
+)
+DURATION = re.compile(r"(\d{1,6})([smhdw])")
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+@click.group()
+def token() -> None:
+    """Who may use a server, and as what."""
+
+
+@token.command("create")
+@click.option(
+    "--role",
+    type=click.Choice(["reader", "writer", "trainer", "admin"]),
+    required=True,
+    help="What it may do: each role includes those before it; a trainer may run code.",
+)
+@click.option("--expires", help="How long it is good for, as 12h, 30d or 4w [default: for ever].")
+@uri_option
+@database_option
+@json_option
+def token_create(
+    role: str, expires: str | None, uri: str, database: str | None, as_json: bool
+) -> None:
+    """Make a token; its text is shown this once.
+
+    \b
+    superduper token create --role writer --expires 30d
+    """
+    seconds = _seconds_of(expires)
+    if _is_server(uri):
+        made = _ask_server("POST", uri, "/v1/tokens", {"role": role, "seconds": seconds})
+    else:
+        made = _in_database(
+            uri, database, lambda tokens: tokens.create(role, seconds=seconds, author="cli")
+        )
+    if as_json:
+        print_json(made)
+    else:
+        print_record(made, as_json=False)
+        click.echo("The token is shown this once.")
+
+
+@token.command("list")
+@uri_option
+@database_option
+@json_option
+def token_list(uri: str, database: str | None, as_json: bool) -> None:
+    """The tokens there are, without their secrets.
+
+    \b
+    superduper token list
+    """
+    if _is_server(uri):
+        rows = _ask_server("GET", uri, "/v1/tokens")
+    else:
+        rows = _in_database(uri, database, lambda tokens: tokens.list())
+    print_rows(rows, TOKEN_COLUMNS, as_json=as_json)
+
+
+@token.command("revoke")
+@click.argument("id")
+@uri_option
+@database_option
+@json_option
+def token_revoke(id: str, uri: str, database: str | None, as_json: bool) -> None:
+    """Make the token with this ID (the part after sd_) worthless, within two seconds.
+
+    \b
+    superduper token revoke k3x90a1b
+    """
+    if _is_server(uri):
+        from urllib.parse import quote
+
+        found = _ask_server("DELETE", uri, f"/v1/tokens/{quote(id, safe='')}")
+    else:
+        found = _in_database(uri, database, lambda tokens: tokens.revoke(id))
+    print_record(found, as_json=as_json)
+
+
+def _seconds_of(expires: str | None) -> float | None:
+    if expires is None:
+        return None
+    found = DURATION.fullmatch(expires)
+    if found is None:
+        raise InvalidInput(f"--expires {expires[:20]!r}: write a number and s, m, h, d or w: 30d")
+    return int(found[1]) * UNITS[found[2]]
+
+
+def _is_server(uri: str) -> bool:
+    return urlsplit(uri).scheme in ("http", "https")
+
+
+def _in_database(uri: str, database: str | None, act: Any) -> Any:
+    from superduper.store.mongo import database_errors
+    from superduper_server.tokens import Tokens
+
+    with mongo_of(uri, database) as found, database_errors():
+        return act(Tokens(found))
+
+
+def _ask_server(method: str, uri: str, path: str, body: Any = None) -> Any:
+    import httpx2
+
+    headers = {"Authorization": f"Bearer {settings.get('TOKEN')}"}
+    try:
+        answer = httpx2.request(
+            method, f"{uri.rstrip('/')}{path}", json=body, headers=headers, timeout=30
+        )
+        found = answer.json()
+    except (httpx2.HTTPError, ValueError) as error:
+        raise NotReady(f"the server at {uri} does not answer: {type(error).__name__}") from error
+    if answer.is_success:
+        return found
+    told = found.get("error", {})
+    raise error_of(told.get("code", "internal"), told.get("message", f"{answer.status_code}"))
+
+
+@click.group()
+def key() -> None:
+    """Keys that sign what is registered."""
+
+
+@key.command("create")
+@json_option
+def key_create(as_json: bool) -> None:
+    """Make this machine's signing key if it has none, and say where it is.
+
+    \b
+    superduper key create
+    """
+    from superduper.store.signing import Keyring
+
+    keyring = Keyring.open()
+    rows = [
+        {"key": id, "purpose": public["purpose"]} for id, public in keyring.public_keys().items()
+    ]
+    if not as_json:
+        click.echo(f"keys in {settings.home() / 'keys'}")
+    print_rows(rows, ("key", "purpose"), as_json=as_json)
+
+
+@click.command(short_help="What is installed, found and set.")
+@json_option
+def doctor(as_json: bool) -> None:
+    """What is installed, found and set, and where each setting comes from.
+
+    \b
+    superduper doctor
+    """
+    report = {
+        "python": f"{platform.python_version()} at {sys.executable}",
+        "platform": platform.platform(),
+        "torch": _torch(),
+        "packages": [{"package": name, "version": _version(name)} for name in PACKAGES],
+        "servers": _servers(),
+        "home": _home(),
+        "settings": _settings(),
+        "database": _database(),
+    }
+    if as_json:
+        print_json(report)
+        return
+    print_record({k: v for k, v in report.items() if not isinstance(v, list)}, as_json=False)
+    for title, columns in (
+        ("servers", SERVER_COLUMNS),
+        ("settings", SETTING_COLUMNS),
+        ("packages", VERSION_COLUMNS),
+    ):
+        click.echo(f"\n{title}")
+        print_rows(report[title], columns, as_json=False)  # type: ignore[arg-type]
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _torch() -> str:
+    version = _version("torch")
+    if version != "not installed":
+        return version
+    return MissingExtra.of("torch", "training and predicting here").message
+
+
+def _servers() -> list[dict[str, Any]]:
+    from superduper.store.servers import describe_servers
+
+    return describe_servers()
+
+
+def _home() -> str:
+    """The folder of the keys and how many there are; nothing is made by looking."""
+    folder = Path(settings.get("HOME")).expanduser()
+    if not folder.is_dir():
+        return f"{folder} (not there yet)"
+    mode = folder.stat().st_mode & 0o777
+    keys = sum(1 for path in (folder / "keys").glob("*") if path.is_file())
+    warning = "" if mode & 0o077 == 0 else ": others can read it, run chmod 0700 on it"
+    return f"{folder} (mode {mode:04o}{warning}), {keys} files in keys"
+
+
+def _settings() -> list[dict[str, Any]]:
+    from superduper.store.mongo import redact
+
+    rows = []
+    for row in settings.SETTINGS:
+        value = settings.get(row.name)
+        if row.name == "TOKEN" and value:
+            value = "(set)"
+        source = "environment" if os.environ.get(row.variable) else "default"
+        rows.append({"setting": row.variable, "value": redact(value), "source": source})
+    return rows
+
+
+def _database() -> str:
+    """Whether what SUPERDUPER_URI names answers; an embedded store is not started for that."""
+    from superduper.store.mongo import connect_mongo, redact, require_replica_set
+
+    uri = settings.get("URI")
+    if uri.startswith("embedded:"):
+        return f"{uri}: started when it is needed"
+    try:
+        if _is_server(uri):
+            _ask_server("GET", uri, "/v1/status")
+        else:
+            with connect_mongo(uri) as client:
+                require_replica_set(client)
+    except SuperduperError as error:
+        return f"{redact(uri)}: {error.message}"
+    return f"{redact(uri)}: answers"
+
+
+COMMANDS: tuple[click.Command, ...] = (token, key, doctor)

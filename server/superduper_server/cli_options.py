@@ -1,0 +1,135 @@
+"""What several commands share: options, where the data is, how answers are printed."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import click
+
+from superduper import settings
+from superduper.errors import InvalidInput
+
+F = TypeVar("F", bound=Callable[..., Any])
+DEFAULT_PATH = "./superduper-data"
+
+
+def uri_option(command: F) -> F:
+    """`--uri`: where the data is."""
+    return click.option(
+        "--uri",
+        default=lambda: settings.get("URI"),
+        show_default="SUPERDUPER_URI, else embedded:./superduper-data",
+        help="embedded:PATH, mongodb://... or http://... (with SUPERDUPER_TOKEN).",
+    )(command)
+
+
+def database_option(command: F) -> F:
+    """`--database`: which one."""
+    return click.option(
+        "--database",
+        help="The database [default: SUPERDUPER_DATABASE, else the one in the URI, else main].",
+    )(command)
+
+
+def json_option(command: F) -> F:
+    """`--json`: for scripts."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")(command)
+
+
+def database_of(uri: str, given: str | None) -> str:
+    """The database that is meant: the option, the setting, the URI's, else `main`."""
+    if given:
+        return given
+    if os.environ.get("SUPERDUPER_DATABASE"):
+        return settings.get("DATABASE")
+    parts = urlsplit(uri)
+    in_uri = parts.path.strip("/") if parts.scheme.startswith("mongodb") else ""
+    return in_uri or settings.get("DATABASE")
+
+
+@contextmanager
+def connected(uri: str, database: str | None) -> Iterator[Any]:
+    """The database behind any kind of URI; nothing is started but the store itself."""
+    from superduper.connection import connect
+
+    with connect(uri, token=settings.get("TOKEN") or None, worker="none") as client:
+        yield client[database_of(uri, database)]
+
+
+@contextmanager
+def store_of(uri: str) -> Iterator[str]:
+    """The MongoDB address behind a URI; an embedded store is started if need be.
+
+    Raises InvalidInput for a server's URL.
+    """
+    if uri.startswith("embedded:"):
+        from superduper.store.embedded import attach
+
+        attachment = attach(uri.removeprefix("embedded:"))
+        try:
+            yield attachment.address
+        finally:
+            attachment.close()
+    elif urlsplit(uri).scheme in ("mongodb", "mongodb+srv"):
+        yield uri
+    else:
+        raise InvalidInput("this needs the database itself: --uri embedded:PATH or mongodb://...")
+
+
+@contextmanager
+def mongo_of(uri: str, database: str | None) -> Iterator[Any]:
+    """The pymongo database behind a URI."""
+    from superduper.store.mongo import connect_mongo, require_replica_set
+
+    with store_of(uri) as address, connect_mongo(address) as client:
+        require_replica_set(client)
+        yield client[database_of(uri, database)]
+
+
+def ask(database: Any, command: Any, **fields: Any) -> Any:
+    """The answer to a command, for which the facade on a collection is not the place."""
+    from superduper.commands import build
+
+    return database._transport.send(build(command, **fields))
+
+
+def print_json(value: Any) -> None:
+    """A value as one line of JSON."""
+    from superduper.fields.json import to_json
+
+    click.echo(json.dumps(to_json(value), ensure_ascii=False))
+
+
+def print_rows(rows: Sequence[dict[str, Any]], columns: Sequence[str], *, as_json: bool) -> None:
+    """Rows as JSON, or as aligned text."""
+    if as_json:
+        print_json(list(rows))
+        return
+    from superduper.display import Table
+
+    click.echo(repr(Table([_readable(row) for row in rows], columns)))
+
+
+def print_record(record: dict[str, Any], *, as_json: bool) -> None:
+    """One record as JSON, or as lines of names and values."""
+    if as_json:
+        print_json(record)
+        return
+    width = max(map(len, record), default=0)
+    for name, value in _readable(record).items():
+        click.echo(f"{name.ljust(width)}  {'' if value is None else value}".rstrip())
+
+
+def _readable(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with its times as people write them, and errors as their message."""
+    shown = dict(row)
+    for name, value in row.items():
+        if isinstance(value, int) and name.endswith(("_at", "last_used")):
+            shown[name] = datetime.fromtimestamp(value / 1000).isoformat(" ", "seconds")
+        elif name == "error" and isinstance(value, dict):
+            shown[name] = f"{value.get('type', 'error')}: {value.get('message', '')}"
+    return shown

@@ -1,0 +1,210 @@
+"""Commands that stay: up, serve, work, store, demo."""
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from superduper import settings
+from superduper_server.cli_options import (
+    DEFAULT_PATH,
+    database_of,
+    database_option,
+    json_option,
+    store_of,
+    uri_option,
+)
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def listen_options(command: F) -> F:
+    """Where and how a server listens."""
+    for option in (
+        click.option(
+            "--insecure-bind",
+            is_flag=True,
+            help="Listen beyond loopback although nothing encrypts what is sent.",
+        ),
+        click.option("--insecure", is_flag=True, help="Ask for no tokens; on loopback only."),
+        click.option(
+            "--port",
+            type=click.IntRange(0, 65535),
+            default=lambda: int(settings.get_number("PORT")),
+            show_default="SUPERDUPER_PORT, else 8000",
+            help="The port; 0 lets the system choose.",
+        ),
+        click.option(
+            "--host",
+            default=lambda: settings.get("HOST"),
+            show_default="SUPERDUPER_HOST, else 127.0.0.1",
+            help="The address to listen on.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def path_option(command: F) -> F:
+    """`--path`: the folder of an embedded store."""
+    return click.option(
+        "--path", default=DEFAULT_PATH, show_default=True, help="The folder of the store."
+    )(command)
+
+
+@click.command()
+@path_option
+@database_option
+@listen_options
+@json_option
+def up(path: str, database: str | None, as_json: bool, **listening: Any) -> None:
+    """Store, worker and server in one, until stopped.
+
+    Prints the URL and, the first time, an admin token: it is never shown again.
+
+    \b
+    superduper up --path ./superduper-data --database shop
+    """
+    _log_to_stderr()
+    from superduper.store.embedded import attach
+
+    attachment = attach(path, worker=True)
+    try:
+        told = {"address": attachment.address}
+        name = database_of("", database)
+        _serve(attachment.address, name, as_json=as_json, told=told, **listening)
+    finally:
+        attachment.close()
+
+
+@click.command()
+@uri_option
+@database_option
+@listen_options
+@json_option
+def serve(uri: str, database: str | None, as_json: bool, **listening: Any) -> None:
+    """The REST API on one database, until stopped.
+
+    Prints the URL and, if there is no administrator yet, an admin token: it is never shown again.
+
+    \b
+    superduper serve --uri mongodb://localhost:27017/?replicaSet=rs0 --database shop
+    """
+    _log_to_stderr()
+    with store_of(uri) as address:
+        name = database_of(uri, database)
+        _serve(address, name, as_json=as_json, told={}, **listening)
+
+
+def _serve(
+    address: str, database: str, *, as_json: bool, told: dict[str, str], **listening: Any
+) -> None:
+    from superduper.store.mongo import connect_mongo, require_replica_set
+    from superduper_server.serve import make_server
+
+    with connect_mongo(address) as client:
+        require_replica_set(client)
+        server = make_server(client[database], **listening)
+        token = None if listening["insecure"] else _first_token(client[database])
+        line = {"url": server.url, "token": token, **told}
+        server.when_ready = lambda: _tell(line, as_json=as_json)
+        server.run()
+
+
+def _first_token(database: Any) -> str | None:
+    """An admin token if there is none that works."""
+    from superduper.store.mongo import database_errors
+    from superduper_server.tokens import Tokens
+
+    tokens = Tokens(database)
+    with database_errors():
+        if tokens.has_admin():
+            return None
+        made: str = tokens.create("admin", author="cli")["token"]
+        return made
+
+
+@click.command(short_help="An embedded store, until stopped.")
+@path_option
+@json_option
+def store(path: str, as_json: bool) -> None:
+    """An embedded store that any MongoDB client can use, until stopped.
+
+    \b
+    superduper store --path ./superduper-data
+    """
+    _log_to_stderr()
+    with store_of(f"embedded:{path}") as address:
+        ended = _when_told_to_stop()
+        _tell({"address": address}, as_json=as_json)
+        ended.wait()
+
+
+@click.command(short_help="A worker, until stopped.")
+@uri_option
+@click.option("--database", "databases", multiple=True, help="Work for this database only.")
+def work(uri: str, databases: tuple[str, ...]) -> None:
+    """A worker: trains imputations and keeps fields filled, until stopped.
+
+    Any number may run, on any machines. SIGTERM lets it finish what it is at; killing it at any
+    moment loses nothing.
+
+    \b
+    superduper work --uri mongodb://localhost:27017/?replicaSet=rs0
+    """
+    _log_to_stderr()
+    from superduper.imputations import work as worker
+
+    with store_of(uri) as address:
+        worker.main([address, *databases])
+
+
+@click.command(
+    short_help="The main job, on real data.",
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def demo(arguments: tuple[str, ...]) -> None:
+    """The main job on real data: handwritten digits whose missing labels fill themselves.
+
+    \b
+    superduper demo --keep
+    """
+    # An ordinary script: its classes live in __main__, as in a script of your own.
+    command = [sys.executable, "-m", "superduper_server.demo", *arguments]
+    os.execv(sys.executable, command)
+
+
+def _tell(line: dict[str, Any], *, as_json: bool) -> None:
+    """The ready line: for scripts as JSON, else for people."""
+    if as_json:
+        click.echo(json.dumps(line))
+    else:
+        for key, value in line.items():
+            if value is not None:
+                click.echo(f"{key:8} {value}")
+        if line.get("token"):
+            click.echo("The token is shown this once. Ctrl-C stops.")
+    sys.stdout.flush()
+
+
+def _when_told_to_stop() -> threading.Event:
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    return ended
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+
+
+COMMANDS = (up, serve, work, store, demo)

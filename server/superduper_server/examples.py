@@ -1,0 +1,136 @@
+"""One example for each command, for the API's description: what is asked, what is answered."""
+
+from typing import Any
+
+_ID = {"$oid": "69203b1e8f1d2c3a4b5c6d7e"}
+_AT = 1763700000000
+_JOB = {
+    "id": "7c0e7d0a1b2c",
+    "kind": "fit",
+    "state": "running",
+    "attempts": 1,
+    "progress": {"done": 120, "total": 400, "metrics": {"accuracy": 0.93}},
+    "created_at": _AT,
+}
+_MODEL = {
+    "kind": "model",
+    "name": "my_model",
+    "version": 2,
+    "created_at": _AT,
+    "created_by": "k3x9",
+}
+_IMPUTATION = {
+    "name": "y_from_x",
+    "collection": "documents",
+    "status": "watching",
+    "model": "my_model",
+    "model_key": "x",
+    "target_key": "y",
+    "active": 3,
+    "metrics": {"accuracy": 0.97},
+}
+_NAMED = {"name": "y_from_x", "status": "watching", "active": 3}
+_TOKEN = {
+    "id": "k3x90a1b",
+    "role": "writer",
+    "created_at": _AT,
+    "expires_at": None,
+    "last_used": None,
+    "revoked": False,
+}
+_BYTES = {"$binary": {"base64": "gASV...", "subType": "00"}}
+_INPUTS = {"inputs": [[0.1, 0.2], [0.3, 0.4]]}
+_OUTPUTS = {"outputs": ["cat", "dog"], "version": 3, "confidence": [0.98, 0.71]}
+
+# By the command's name: the body (None: there is none), and the answer.
+EXAMPLES: dict[str, tuple[Any, Any]] = {
+    "ListCollections": (None, [{"name": "documents", "documents": 1797, "imputations": 1}]),
+    "InsertDocuments": (
+        {"documents": [{"x": [0.1, 0.2], "y": "cat"}, {"x": [0.3, 0.4]}]},
+        {"inserted_ids": [_ID, {"$oid": "69203b1e8f1d2c3a4b5c6d7f"}]},
+    ),
+    "FindDocuments": (
+        {"filter": {"y": {"$exists": True}}, "projection": {"y": 1}, "limit": 10},
+        {"documents": [{"_id": _ID, "y": "cat"}]},
+    ),
+    "CountDocuments": ({"filter": {"y": "cat"}}, {"count": 42}),
+    "UpdateDocuments": (
+        {"filter": {"_id": _ID}, "update": {"$set": {"y": "dog"}}},
+        {"n": 1, "nModified": 1},
+    ),
+    "ReplaceDocument": (
+        {"filter": {"_id": _ID}, "replacement": {"x": [0.5, 0.6]}},
+        {"n": 1, "nModified": 1},
+    ),
+    "DeleteDocuments": ({"filter": {"_id": _ID}}, {"n": 1}),
+    "RegisterComponent": (
+        {
+            "sealed": {
+                "code": _BYTES,
+                "tensors": None,
+                "format": "dill",
+                "python_tag": "cpython-311",
+                "magic": "a70d0d0a",
+                "dill_version": "0.4.1",
+                "torch_version": "2.13.0",
+                "source": None,
+                "type": "MyModel",
+                "modules": [],
+            }
+        },
+        _MODEL,
+    ),
+    "ListComponents": (None, [{"name": "my_model", "live": 2, "latest": 2, "type": "MyModel"}]),
+    "ShowComponent": (None, _MODEL),
+    "DeleteComponent": (None, {"deleted": "my_model"}),
+    "CreateImputation": (
+        {
+            "model": "my_model",
+            "model_key": "x",
+            "target": "my_target",
+            "target_key": "y",
+            "loss": "classification_loss",
+            "metrics": ["accuracy"],
+        },
+        {**_IMPUTATION, "status": "fitting", "active": None, "metrics": None},
+    ),
+    "CreateWatcher": (
+        {"name": "embed", "model": "my_model", "key": "x"},
+        {**_NAMED, "name": "embed"},
+    ),
+    "ListImputations": (None, [_IMPUTATION]),
+    "ShowImputation": (None, _IMPUTATION),
+    "DeleteImputation": (None, {"deleted": "y_from_x"}),
+    "RefitImputation": (None, {"job": "7c0e7d0a1b2c"}),
+    "PromoteVersion": ({"version": 2}, {**_NAMED, "active": 2}),
+    "RollbackImputation": (None, {**_NAMED, "active": 2}),
+    "RevertVersion": ({"version": 3}, {"reverted": 597}),
+    "PreviewImputation": ({"n": 2}, [{"document": _ID, "value": "cat", "confidence": 0.98}]),
+    "PauseImputation": (None, {**_NAMED, "status": "paused"}),
+    "ResumeImputation": (None, _NAMED),
+    "RetryFailures": (None, {"retried": 3}),
+    "ListFailures": (
+        None,
+        [{"document": _ID, "state": "dead", "attempts": 3, "error": {"type": "ValueError"}}],
+    ),
+    "ListVersions": (
+        None,
+        [{"version": 3, "status": "succeeded", "live": True, "metrics": {"accuracy": 0.97}}],
+    ),
+    "ShowHistory": (None, [{"version": 3, "at": _AT, "by": "worker", "reason": "better"}]),
+    "CountStates": (None, {"given": 1200, "filled": 597, "missing": 0, "withheld": 0, "dead": 0}),
+    "Predict": (_INPUTS, _OUTPUTS),
+    "PredictImputation": (_INPUTS, _OUTPUTS),
+    "ListJobs": (None, [_JOB]),
+    "ShowJob": (None, _JOB),
+    "CancelJob": (None, {**_JOB, "cancel": True}),
+    "ListRuns": (None, [{"id": "b1f2", "imputation": "documents/y_from_x", "status": "succeeded"}]),
+    "Highscores": (
+        None,
+        [{"rank": 1, "imputation": "documents/y_from_x", "metric": "accuracy", "value": 0.97}],
+    ),
+    "ShowStatus": (None, {"database": "main", "version": "0.1.0", "workers": [], "jobs": {}}),
+    "ListTokens": (None, [_TOKEN]),
+    "CreateToken": ({"role": "writer", "seconds": 86400}, {"token": "sd_k3x90a1b_...", **_TOKEN}),
+    "RevokeToken": (None, {**_TOKEN, "revoked": True}),
+}

@@ -1,0 +1,92 @@
+"""Whether the server is alive, whether it can answer, and its figures."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+from fastapi import Request
+from fastapi.responses import Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from superduper.errors import SuperduperError
+from superduper_server.backend import Backend
+from superduper_server.bodies import JSON
+from superduper_server.observe import Figures
+from superduper_server.routes import Router
+
+PING_SECONDS = 2.0
+FRESH_SECONDS = 1.0
+
+
+class Readiness:
+    """Asks the database at most once a second, however many ask us."""
+
+    def __init__(self, backend: Backend, clock: Callable[[], float] = time.monotonic) -> None:
+        self.backend = backend
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._asked_at = -FRESH_SECONDS
+        self._reasons: list[str] = []
+
+    async def reasons(self) -> list[str]:
+        """Why the server cannot answer; empty if it can."""
+        if self.backend.stopping.is_set():
+            return ["the server is shutting down"]
+        async with self._lock:
+            if self._clock() - self._asked_at >= FRESH_SECONDS:
+                self._reasons = await self._ask()
+                self._asked_at = self._clock()
+        return self._reasons
+
+    async def _ask(self) -> list[str]:
+        try:
+            await self.backend.ping(PING_SECONDS)
+        except SuperduperError:
+            # Everybody may ask, so the answer does not say where the database is.
+            return ["the database does not answer"]
+        return []
+
+
+def add_health(router: Router, figures: Figures) -> None:
+    """`/healthz`, `/readyz` and `/metrics`."""
+    readiness = Readiness(router.backend)
+
+    async def healthz(request: Request) -> Response:
+        return Response(b'{"alive":true}', media_type=JSON)
+
+    async def readyz(request: Request) -> Response:
+        reasons = await readiness.reasons()
+        content: dict[str, Any] = {"ready": not reasons, "reasons": reasons}
+        headers = {"retry-after": "1"} if reasons else None
+        return Response(orjson.dumps(content), 503 if reasons else 200, headers, JSON)
+
+    async def metrics(request: Request) -> Response:
+        return Response(generate_latest(figures.registry), media_type=CONTENT_TYPE_LATEST)
+
+    for method in ("GET", "HEAD"):
+        shown = method == "GET"
+        for path, answer, text in (
+            ("/healthz", healthz, "Whether the server is alive."),
+            ("/readyz", readyz, "Whether the server can answer: 503 with the reasons if not."),
+        ):
+            router.add_plain(
+                method,
+                path,
+                answer,
+                None,
+                name=f"{path[1:]}{'' if shown else '_head'}",
+                summary=text,
+                tags=["server"],
+                include_in_schema=shown,
+            )
+    router.add_plain(
+        "GET",
+        "/metrics",
+        metrics,
+        "reader",
+        name="metrics",
+        summary="Figures for Prometheus.",
+        tags=["server"],
+    )

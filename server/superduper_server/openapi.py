@@ -1,0 +1,210 @@
+"""The API's description, made from the commands and one table of examples."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel, ConfigDict, create_model
+
+from superduper_server.examples import EXAMPLES
+
+REF = "#/components/schemas/{model}"
+IN_PATH = re.compile(r"\{(\w+)\}")
+WITH_BODY = ("POST", "PUT")
+ERRORS = {
+    "401": "No token, or a wrong one.",
+    "403": "The token's role does not allow this.",
+    "404": "Nothing has that name.",
+    "409": "Something is in the way, or still uses it.",
+    "413": "The body is too large.",
+    "422": "The request is not valid; the message names the field.",
+    "429": "Too many requests are waiting; see Retry-After.",
+    "503": "The database, a worker or a model is not ready; see Retry-After.",
+}
+ERROR_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["code", "message", "request_id"],
+            "properties": {
+                "code": {"type": "string", "example": "not_found"},
+                "message": {"type": "string"},
+                "request_id": {"type": "string"},
+            },
+        }
+    },
+}
+TAGS = (
+    ("documents", "Insert, find and change documents."),
+    ("components", "Functions, models, losses, metrics, trainers and encoders, by version."),
+    ("imputations", "Fields that are predicted from others."),
+    ("predictions", "Outputs of models."),
+    ("jobs", "Work under way, and what trainings have led to."),
+    ("tokens", "Who may use the server."),
+    ("server", "Health, figures, state."),
+)
+DESCRIPTION = """
+A MongoDB collection whose missing fields fill themselves.
+
+Bodies and answers are JSON, or BSON with `Content-Type` and `Accept: application/bson`. In JSON a
+tensor is a list, or `{"dtype", "shape", "data"}` with base64 data; an ObjectId is
+`{"$oid": "..."}`, a date `{"$date": "..."}`.
+"""
+
+
+class Schemas:
+    """The models that the description refers to, by name."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Any] = {"Error": ERROR_SCHEMA}
+
+    def of(self, model: type[BaseModel]) -> dict[str, Any]:
+        """The schema of a model itself; what it refers to is kept."""
+        schema = model.model_json_schema(ref_template=REF)
+        self.found.update(schema.pop("$defs", {}))
+        return schema
+
+    def refer(self, model: type[BaseModel]) -> dict[str, Any]:
+        """A reference to a model's schema."""
+        self.found[model.__name__] = self.of(model)
+        return {"$ref": REF.format(model=model.__name__)}
+
+
+def part_of(model: type[BaseModel], name: str, fields: frozenset[str]) -> type[BaseModel]:
+    """A model of some fields of a command."""
+    chosen: dict[str, Any] = {
+        field: (info.annotation, info)
+        for field, info in model.model_fields.items()
+        if field in fields
+    }
+    config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    return create_model(name, __config__=config, __doc__=model.__doc__, **chosen)
+
+
+def describe(command: type[BaseModel], path: str, status: int, schemas: Schemas) -> dict[str, Any]:
+    """What FastAPI is told about a command's route."""
+    name = command.__name__
+    method = command.route.method  # type: ignore[attr-defined]
+    in_path = frozenset(IN_PATH.findall(path))
+    beside = frozenset(command.model_fields) - in_path - {"kind"}  # the kind is in the path's word
+    in_query = frozenset() if method in WITH_BODY else beside
+    extra: dict[str, Any] = {
+        "parameters": _parameters(command, in_path, in_query, schemas),
+        "responses": {str(status): _answer(name), **_errors()},
+    }
+    if method in WITH_BODY and beside:
+        extra["requestBody"] = _body(command, part_of(command, f"{name}Body", beside), schemas)
+    text = (command.__doc__ or "").strip()
+    return {
+        "summary": _summary(name),
+        "description": text,
+        "tags": [tag_of(path)],
+        "openapi_extra": extra,
+    }
+
+
+def _summary(name: str) -> str:
+    words = "".join(f" {c.lower()}" if c.isupper() else c for c in name).strip()
+    return words[0].upper() + words[1:]
+
+
+def tag_of(path: str) -> str:
+    """The part of the API that a path belongs to."""
+    for tag, *words in (
+        ("predictions", "predict"),
+        ("documents", "documents"),
+        ("imputations", "imputations", "watchers"),
+        ("jobs", "jobs", "runs", "highscores"),
+        ("tokens", "tokens"),
+        ("server", "status", "healthz", "readyz", "metrics"),
+        (
+            "components",
+            "{name}",
+            "functions",
+            "models",
+            "losses",
+            "metrics",
+            "trainers",
+            "encoders",
+        ),
+    ):
+        if any(part in words for part in path.split("/")):
+            return tag
+    return "documents"
+
+
+def _parameters(
+    command: type[BaseModel],
+    in_path: frozenset[str],
+    in_query: frozenset[str],
+    schemas: Schemas,
+) -> list[dict[str, Any]]:
+    found = []
+    for place, names in (("path", in_path), ("query", in_query)):
+        schema = schemas.of(part_of(command, "Parameters", names))
+        required = in_path if place == "path" else schema.get("required", ())
+        for name, each in schema.get("properties", {}).items():
+            found.append({"name": name, "in": place, "required": name in required, "schema": each})
+    return found
+
+
+def _body(command: type[BaseModel], body: type[BaseModel], schemas: Schemas) -> dict[str, Any]:
+    json: dict[str, Any] = {"schema": schemas.refer(body)}
+    asked, _ = EXAMPLES.get(command.__name__, (None, None))
+    if asked is not None:
+        json["example"] = asked
+    return {
+        "required": any(info.is_required() for info in body.model_fields.values()),
+        "content": {
+            "application/json": json,
+            "application/bson": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+
+
+def _answer(name: str) -> dict[str, Any]:
+    _, answered = EXAMPLES.get(name, (None, None))
+    json: dict[str, Any] = {"schema": {}}
+    if answered is not None:
+        json["example"] = answered
+    return {"description": "The answer.", "content": {"application/json": json}}
+
+
+def _errors() -> dict[str, Any]:
+    content = {"application/json": {"schema": {"$ref": REF.format(model="Error")}}}
+    return {status: {"description": text, "content": content} for status, text in ERRORS.items()}
+
+
+def install(app: FastAPI, schemas: Schemas, public: Mapping[tuple[str, str], Any]) -> None:
+    """Let the app describe itself: schemas, tags, and which routes need a token."""
+
+    def describe_app() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _whole(app, schemas, public)
+        return app.openapi_schema
+
+    app.openapi = describe_app  # type: ignore[method-assign]
+
+
+def _whole(app: FastAPI, schemas: Schemas, table: Mapping[tuple[str, str], Any]) -> dict[str, Any]:
+    whole = get_openapi(
+        title=app.title,
+        version=app.version,
+        description=DESCRIPTION.strip(),
+        routes=app.routes,
+        tags=[{"name": name, "description": text} for name, text in TAGS],
+    )
+    components = whole.setdefault("components", {})
+    components.setdefault("schemas", {}).update(schemas.found)
+    components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    for path, methods in whole["paths"].items():
+        for method, operation in methods.items():
+            role = table.get((method.upper(), path))
+            operation["security"] = [{"token": []}] if role else []
+            if role:
+                operation["description"] = f"{operation.get('description', '')}\n\nRole: {role}."
+    return whole

@@ -1,0 +1,228 @@
+"""One route for each command, made from the command: path, query, body, role and documentation."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from pydantic import BaseModel
+
+from superduper import commands
+from superduper.commands import PLURALS, Command, Role, build
+from superduper.errors import InvalidInput
+from superduper_server import bodies
+from superduper_server.backend import Backend, refused_values, unless_gone
+from superduper_server.filters import check_command
+from superduper_server.openapi import Schemas, describe
+from superduper_server.tokens import Identity
+
+VERSION_PATH = "/v1/collections/{collection}/models/{name}/versions/{version}/predict"
+# `{kind}s` would be "losss": taken, but not shown.
+HIDDEN_PLURALS: dict[str, tuple[str, ...]] = {"loss": ("losss",)}
+PREDICTIONS = (commands.Predict, commands.PredictImputation)
+# These try out code in a child process, or touch as many documents as there are.
+LONG = (
+    commands.RegisterComponent,
+    commands.PreviewImputation,
+    commands.RevertVersion,
+    commands.UpdateDocuments,
+    commands.DeleteDocuments,
+    commands.CountStates,
+)
+# Commands whose answers may carry the traceback of a user's code.
+TRACEBACKS = (
+    commands.ListJobs,
+    commands.ShowJob,
+    commands.ListFailures,
+    commands.ListRuns,
+    commands.ShowImputation,
+)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One place in the API: what is asked, how it is answered, who may ask."""
+
+    command: type[BaseModel]
+    method: str
+    path: str
+    role: Role
+    status: int
+    handle: Callable[[Any, Identity], Any]
+    fixed: Mapping[str, Any]
+    name: str
+    is_shown: bool = True
+
+
+class Router:
+    """Adds endpoints to an app and keeps the table of who may use which."""
+
+    def __init__(self, app: FastAPI, backend: Backend) -> None:
+        self.app = app
+        self.backend = backend
+        self.table: dict[tuple[str, str], Role | None] = {}
+        self.schemas = Schemas()
+
+    def add(self, endpoint: Endpoint) -> None:
+        """One endpoint, described from its command."""
+        described = describe(endpoint.command, endpoint.path, endpoint.status, self.schemas)
+        self.add_plain(
+            endpoint.method,
+            endpoint.path,
+            self._answering(endpoint),
+            endpoint.role,
+            name=endpoint.name,
+            status_code=endpoint.status,
+            include_in_schema=endpoint.is_shown,
+            **described,
+        )
+
+    def add_plain(
+        self,
+        method: str,
+        path: str,
+        answer: Callable[..., Any],
+        role: Role | None,
+        **described: Any,
+    ) -> None:
+        """An endpoint that answers by itself; without a role it is for everybody."""
+        self.table[method, path] = role
+        described.setdefault("operation_id", described.get("name"))
+        self.app.add_api_route(path, answer, methods=[method], response_class=Response, **described)
+
+    def _answering(self, endpoint: Endpoint) -> Callable[[Request], Any]:
+        backend = self.backend
+        pool, seconds = _pool_of(endpoint.command, backend)
+
+        async def answer(request: Request) -> Response:
+            body = await request.body()
+            work = pool.run(lambda: _answer(endpoint, request, body, backend), seconds=seconds)
+            content, media_type = await unless_gone(request.receive, work)
+            return Response(content, endpoint.status, media_type=media_type)
+
+        return answer
+
+
+def _pool_of(command: type[BaseModel], backend: Backend) -> tuple[Any, float]:
+    limits = backend.limits
+    if command in PREDICTIONS:
+        return backend.predictions, limits.predict_seconds
+    return backend.requests, limits.long_seconds if command in LONG else limits.seconds
+
+
+def _answer(
+    endpoint: Endpoint, request: Request, body: bytes, backend: Backend
+) -> tuple[bytes, str]:
+    """Everything between a request's bytes and its answer's, in a thread of a pool."""
+    with refused_values():
+        command = read_command(endpoint.command, endpoint.fixed, request, body)
+        if isinstance(command, commands.FindDocuments):
+            _check_limit(command, backend.limits.documents)
+        result = endpoint.handle(command, request.scope["identity"])
+    return bodies.write_answer(result, as_bson=bodies.wants_bson(request.headers))
+
+
+def _check_limit(command: commands.FindDocuments, most: int) -> None:
+    if not 1 <= command.limit <= most:
+        raise InvalidInput(
+            f"limit: from 1 to {most}; for more, use the same body with .../documents/stream"
+        )
+
+
+def read_command(
+    command: type[BaseModel], fixed: Mapping[str, Any], request: Request, body: bytes
+) -> Any:
+    """The checked command that a request asks for.
+
+    Raises InvalidInput that names the first wrong field.
+    """
+    placed = {**request.path_params, **fixed}
+    sent = _query(request) if request.method in ("GET", "DELETE") else _body(request, body)
+    for name in sent:
+        if name in placed:
+            raise InvalidInput(f"{name}: belongs in the path, not beside it")
+        if name not in command.model_fields:
+            raise InvalidInput(f"{name[:40]!r} is not a field of this request")
+    built = build(command, **placed, **sent)  # type: ignore[type-var]
+    if isinstance(built, Command):
+        check_command(built)
+    return built
+
+
+def _query(request: Request) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in request.query_params.multi_items():
+        if name in found:
+            raise InvalidInput(f"{name[:40]!r} is given twice")
+        found[name] = value
+    return found
+
+
+def _body(request: Request, body: bytes) -> dict[str, Any]:
+    if request.query_params:
+        raise InvalidInput("this request takes no query parameters: send its fields in the body")
+    return bodies.read_body(bodies.content_type(request.headers), body)
+
+
+def command_endpoints(backend: Backend) -> list[Endpoint]:
+    """An endpoint for every command, one per kind where the path has `{kinds}`."""
+    found: list[Endpoint] = []
+    for command in commands.all_commands():
+        handle = _handler(command, backend)
+        if "{kinds}" in command.route.path:
+            found += _kind_endpoints(command, handle)
+        else:
+            found.append(_endpoint(command, command.route.path, handle, {}, _snake(command)))
+        if command is commands.Predict:
+            found.append(_endpoint(command, VERSION_PATH, handle, {}, "predict_version"))
+    return found
+
+
+def _kind_endpoints(
+    command: type[Command], handle: Callable[[Any, Identity], Any]
+) -> list[Endpoint]:
+    found = []
+    for kind, plural in PLURALS.items():
+        name = _snake(command).replace("component", kind)
+        for word in (plural, *HIDDEN_PLURALS.get(kind, ())):
+            path = command.route.path.replace("{kinds}", word)
+            found.append(
+                _endpoint(command, path, handle, {"kind": kind}, name, is_shown=word == plural)
+            )
+    return found
+
+
+def _endpoint(
+    command: type[Command],
+    path: str,
+    handle: Callable[[Any, Identity], Any],
+    fixed: Mapping[str, Any],
+    name: str,
+    *,
+    is_shown: bool = True,
+) -> Endpoint:
+    route = command.route
+    return Endpoint(
+        command, route.method, path, route.role, route.status, handle, fixed, name, is_shown
+    )
+
+
+def _handler(command: type[Command], backend: Backend) -> Callable[[Any, Identity], Any]:
+    def handle(built: Command, identity: Identity) -> Any:
+        result = backend.service.handle(built, identity.id)
+        return result if identity.may("trainer") or command not in TRACEBACKS else untraced(result)
+
+    return handle
+
+
+def untraced(value: Any) -> Any:
+    """An answer without the tracebacks of user code: those are for trainers."""
+    if isinstance(value, dict):
+        return {key: untraced(each) for key, each in value.items() if key != "traceback"}
+    return [untraced(each) for each in value] if isinstance(value, list) else value
+
+
+def _snake(command: type[BaseModel]) -> str:
+    name = command.__name__
+    return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")

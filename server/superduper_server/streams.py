@@ -1,0 +1,182 @@
+"""Answers without an end: documents row by row, and a job's progress as server-sent events."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import Response, StreamingResponse
+
+from superduper import commands
+from superduper.commands import build
+from superduper.errors import TooManyRequests
+from superduper_server import bodies
+from superduper_server.backend import Backend, refused_values
+from superduper_server.routes import Router, read_command, untraced
+from superduper_server.tokens import Identity
+
+STREAM_PATH = "/v1/collections/{collection}/documents/stream"
+EVENTS_PATH = "/v1/jobs/{id}/events"
+CHUNK_BYTES = 256 * 1024
+POLL_SECONDS = 0.3
+KEEP_ALIVE_SECONDS = 15.0
+FINISHED = ("succeeded", "failed", "cancelled")
+
+
+class Rows:
+    """Documents of one query, read by whichever thread is free."""
+
+    def __init__(self, documents: Iterator[dict[str, Any]], *, as_bson: bool) -> None:
+        self._documents = documents
+        self._as_bson = as_bson
+        self._lock = threading.Lock()
+
+    def take(self) -> bytes:
+        """The next rows, about a chunk of them; empty after the last."""
+        rows: list[bytes] = []
+        size = 0
+        with self._lock:
+            for document in self._documents:
+                rows.append(bodies.write_row(document, as_bson=self._as_bson))
+                size += len(rows[-1])
+                if size >= CHUNK_BYTES:
+                    break
+        return b"".join(rows)
+
+    def close(self) -> None:
+        """Let the database's cursor go."""
+        with self._lock:
+            self._documents.close()  # type: ignore[attr-defined]  # the service's are generators
+
+
+@contextmanager
+def counted_stream(backend: Backend) -> Iterator[None]:
+    """One more open stream, while it lasts."""
+    backend.streams += 1
+    try:
+        yield
+    finally:
+        backend.streams -= 1
+
+
+def check_streams(backend: Backend) -> None:
+    """Before an answer begins: afterwards all that could be done is to cut the connection.
+
+    Raises TooManyRequests if too many streams are open.
+    """
+    if backend.streams >= backend.limits.streams:
+        raise TooManyRequests(f"{backend.streams} streams are open: try again in a moment")
+
+
+def add_streams(router: Router) -> None:
+    """The endpoints whose answers go on."""
+    backend = router.backend
+    router.add_plain(
+        "POST",
+        STREAM_PATH,
+        _documents(backend),
+        "reader",
+        name="stream_documents",
+        summary="Stream documents",
+        description=(
+            "All documents that match, one JSON object a line, or one BSON document after the "
+            "other. Same body as .../documents/query; `limit` 0 is no limit."
+        ),
+        tags=["documents"],
+    )
+    router.add_plain(
+        "GET",
+        EVENTS_PATH,
+        _events(backend),
+        "reader",
+        name="job_events",
+        summary="Follow a job",
+        description=(
+            "Server-sent events: the job as `GET /v1/jobs/{id}` shows it, each time it changes, "
+            "until it has finished."
+        ),
+        tags=["jobs"],
+    )
+
+
+def _documents(backend: Backend) -> Any:
+    async def answer(request: Request) -> Response:
+        check_streams(backend)
+        body = await request.body()
+        as_bson = bodies.wants_bson(request.headers)
+
+        def begin() -> tuple[Rows, bytes]:
+            with refused_values():
+                command = read_command(commands.FindDocuments, {}, request, body)
+                if "limit" not in command.model_fields_set:
+                    command = command.model_copy(update={"limit": 0})
+                rows = Rows(backend.service.stream(command), as_bson=as_bson)
+                return rows, rows.take()
+
+        rows, first = await backend.requests.run(begin, seconds=backend.limits.seconds)
+        chunks = _chunks(backend, rows, first)
+        return StreamingResponse(chunks, media_type=bodies.BSON if as_bson else bodies.JSON_LINES)
+
+    return answer
+
+
+async def _chunks(backend: Backend, rows: Rows, first: bytes) -> AsyncIterator[bytes]:
+    try:
+        with counted_stream(backend):
+            chunk = first
+            while chunk:
+                yield chunk
+                seconds = backend.limits.long_seconds
+                chunk = await backend.requests.run(rows.take, seconds=seconds)
+    finally:
+        await backend.control.run(rows.close, seconds=backend.limits.seconds)
+
+
+def _events(backend: Backend) -> Any:
+    async def answer(request: Request) -> Response:
+        check_streams(backend)
+        command = build(commands.ShowJob, id=request.path_params["id"])
+        identity: Identity = request.scope["identity"]
+        first = await _job(backend, command, identity)
+        events = _job_events(backend, command, identity, first)
+        return StreamingResponse(
+            events, media_type="text/event-stream", headers={"cache-control": "no-store"}
+        )
+
+    return answer
+
+
+async def _job(backend: Backend, command: commands.ShowJob, identity: Identity) -> dict[str, Any]:
+    found: dict[str, Any] = await backend.requests.run(
+        lambda: backend.service.handle(command, identity.id), seconds=backend.limits.seconds
+    )
+    return found if identity.may("trainer") else untraced(found)
+
+
+async def _job_events(
+    backend: Backend, command: commands.ShowJob, identity: Identity, job: dict[str, Any]
+) -> AsyncIterator[bytes]:
+    loop = asyncio.get_running_loop()
+    with counted_stream(backend):
+        sent, sent_at = b"", loop.time()
+        while True:
+            event = bodies.write_json(job)
+            if event != sent:
+                sent, sent_at = event, loop.time()
+                yield b"event: job\ndata: " + event + b"\n\n"
+            elif loop.time() - sent_at > KEEP_ALIVE_SECONDS:
+                sent_at = loop.time()
+                yield b": still there\n\n"
+            if job["state"] in FINISHED or await _stops(backend.stopping):
+                return
+            job = await _job(backend, command, identity)
+
+
+async def _stops(stopping: asyncio.Event) -> bool:
+    try:
+        async with asyncio.timeout(POLL_SECONDS):
+            return await stopping.wait()
+    except TimeoutError:
+        return False

@@ -1,0 +1,67 @@
+"""Tokens over HTTP, for administrators."""
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from superduper.commands import Role, Route
+from superduper.store.mongo import database_errors
+from superduper_server.backend import Backend
+from superduper_server.routes import Endpoint
+from superduper_server.tokens import Identity
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    route: ClassVar[Route]
+
+
+class ListTokens(_Request):
+    """The tokens there are, without their secrets."""
+
+    route = Route("GET", "/v1/tokens", role="admin")
+
+
+class CreateToken(_Request):
+    """A new token; its text is in this answer and can never be shown again."""
+
+    route = Route("POST", "/v1/tokens", role="admin", status=201)
+    role: Role
+    seconds: Annotated[float, Field(gt=0, le=1e9)] | None = None
+
+
+class RevokeToken(_Request):
+    """Make a token worthless, within two seconds on every server."""
+
+    route = Route("DELETE", "/v1/tokens/{id}", role="admin")
+    id: Annotated[str, Field(max_length=64)]
+
+
+def token_endpoints(backend: Backend) -> list[Endpoint]:
+    """The endpoints about tokens."""
+    tokens = backend.tokens
+
+    def list_tokens(command: ListTokens, identity: Identity) -> list[dict[str, Any]]:
+        with database_errors():
+            return tokens.list()
+
+    def create_token(command: CreateToken, identity: Identity) -> dict[str, Any]:
+        with database_errors():
+            return tokens.create(command.role, seconds=command.seconds, author=identity.id)
+
+    def revoke_token(command: RevokeToken, identity: Identity) -> dict[str, Any]:
+        with database_errors():
+            return tokens.revoke(command.id)
+
+    return [
+        _endpoint(ListTokens, list_tokens),
+        _endpoint(CreateToken, create_token),
+        _endpoint(RevokeToken, revoke_token),
+    ]
+
+
+def _endpoint(command: type[_Request], handle: Any) -> Endpoint:
+    route = command.route
+    return Endpoint(
+        command, route.method, route.path, route.role, route.status, handle, {}, handle.__name__
+    )
