@@ -1,0 +1,113 @@
+"""A worker: fits imputations and keeps fields filled, until it is told to stop.
+
+`python -m superduper.imputations.work ADDRESS [DATABASE ...]`; without databases it works for every
+database of the address that has imputations, and finds new ones as they come.
+"""
+
+import contextlib
+import functools
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pymongo import MongoClient
+from pymongo.database import Database
+from pymongo.errors import PyMongoError
+
+from superduper.imputations.fit import FitContext, fit
+from superduper.imputations.hosting import open_hosts
+from superduper.imputations.imputation import Imputations
+from superduper.imputations.watch import WatchService
+from superduper.jobs.worker import Worker
+from superduper.store.artifacts import ArtifactStore
+from superduper.store.mongo import connect_mongo, require_replica_set
+from superduper.store.registry import Registry
+from superduper.store.signing import Keyring
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.5
+STOP_SECONDS = 30.0
+MARK = "superduper.imputations"
+NOT_USERS = ("admin", "config", "local")
+
+
+def build_worker(database: Database[Any]) -> Worker:
+    """A worker for one database: it runs fits and watches collections."""
+    artifacts = ArtifactStore(database, Keyring.open())
+    registry = Registry(database, artifacts)
+    context = FitContext(database, registry, artifacts, Imputations(database))
+    watch = WatchService(database, registry, functools.partial(open_hosts, registry))
+    return Worker(database, {"fit": functools.partial(fit, work=context)}, [watch])
+
+
+class Crew:
+    """One worker for each database, in threads of this process."""
+
+    def __init__(self, client: MongoClient[Any], databases: Sequence[str] = ()) -> None:
+        self._client = client
+        self._fixed = tuple(databases)
+        self._workers: dict[str, tuple[Worker, threading.Thread]] = {}
+        self._stop = threading.Event()
+
+    def stop(self, *_: object) -> None:
+        """Ask `run` to drain and return; safe in a signal handler."""
+        for worker, _thread in list(self._workers.values()):
+            worker.stop()
+        self._stop.set()
+
+    def run(self) -> None:
+        """Work until `stop` is called."""
+        try:
+            while not self._stop.wait(LOOK_SECONDS):
+                try:
+                    self._look()
+                except PyMongoError as error:
+                    logger.warning("databases cannot be listed just now: %s", error)
+        finally:
+            self.stop()
+            for _worker, thread in self._workers.values():
+                thread.join(STOP_SECONDS)
+
+    def _look(self) -> None:
+        """Start a worker for each database that has become one of ours."""
+        names = self._fixed or [
+            name
+            for name in self._client.list_database_names()
+            if name not in self._workers and name not in NOT_USERS and self._has_mark(name)
+        ]
+        for name in names:
+            if name not in self._workers and not self._stop.is_set():
+                worker = build_worker(self._client[name])
+                thread = threading.Thread(target=worker.run, name=f"worker {name}", daemon=True)
+                self._workers[name] = (worker, thread)
+                thread.start()
+                logger.info("working for database %s", name)
+
+    def _has_mark(self, name: str) -> bool:
+        return bool(self._client[name].list_collection_names(filter={"name": MARK}))
+
+
+def work(address: str, databases: Sequence[str] = ()) -> None:
+    """Work until SIGTERM or SIGINT, then drain.
+
+    Raises NotReady if the address does not answer or is not a replica set.
+    """
+    with contextlib.closing(connect_mongo(address)) as client:
+        require_replica_set(client)
+        crew = Crew(client, databases)
+        _on_signals(crew.stop)
+        crew.run()
+
+
+def _on_signals(stop: Callable[..., None]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    work(sys.argv[1], sys.argv[2:])
