@@ -6,7 +6,7 @@ from superduper import commands
 from superduper.errors import InUse
 from superduper.fields.sealing import Sealed
 from superduper.handlers.context import Context
-from superduper.serving.host import try_out
+from superduper.imputations.hosting import try_out
 from superduper.store.registry import Component
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from pymongo.database import Database
 
+from superduper.imputations.hosting import open_hosts
 from superduper.imputations.imputation import Imputations
 from superduper.jobs.queue import Queue
 from superduper.serving.hosts import Hosts
@@ -39,7 +40,7 @@ class Context:
             imputations=Imputations(database),
             queue=Queue(database),
             runs=Runs(database),
-            hosts=Hosts(registry),
+            hosts=open_hosts(registry),
         )
 
     def now(self) -> int:

@@ -10,6 +10,7 @@ import logging
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,24 +52,24 @@ class Crew:
         self._client = client
         self._fixed = tuple(databases)
         self._workers: dict[str, tuple[Worker, threading.Thread]] = {}
-        self._stop = threading.Event()
+        self._asked = False
 
     def stop(self, *_: object) -> None:
-        """Ask `run` to drain and return; safe in a signal handler."""
-        for worker, _thread in list(self._workers.values()):
-            worker.stop()
-        self._stop.set()
+        """Ask `run` to drain and return; only a flag, so that a signal handler may call it."""
+        self._asked = True
 
     def run(self) -> None:
         """Work until `stop` is called."""
         try:
-            while not self._stop.wait(LOOK_SECONDS):
+            while not self._asked:
                 try:
                     self._look()
                 except PyMongoError as error:
                     logger.warning("databases cannot be listed just now: %s", error)
+                time.sleep(LOOK_SECONDS)
         finally:
-            self.stop()
+            for worker, _thread in self._workers.values():
+                worker.stop()
             for _worker, thread in self._workers.values():
                 thread.join(STOP_SECONDS)
 
@@ -80,7 +81,7 @@ class Crew:
             if name not in self._workers and name not in NOT_USERS and self._has_mark(name)
         ]
         for name in names:
-            if name not in self._workers and not self._stop.is_set():
+            if name not in self._workers:
                 worker = build_worker(self._client[name])
                 thread = threading.Thread(target=worker.run, name=f"worker {name}", daemon=True)
                 self._workers[name] = (worker, thread)
