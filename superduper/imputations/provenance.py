@@ -14,6 +14,7 @@ from superduper.fields import paths
 
 FILL = "_fill"
 BASE = "_base"
+_NOT_DATA = ("_id", "_fold", FILL)
 
 
 def value_hash(value: Any) -> str:
@@ -25,7 +26,7 @@ def input_hash(values: Sequence[Any]) -> str:
     """32 hex digits for the input values of one document, in the order of the input paths."""
     digest = blake2b(digest_size=16)
     for value in values:
-        # Each part is a whole BSON document that begins with its length, so parts cannot run together.
+        # Each part is a BSON document, which begins with its length: parts cannot run together.
         digest.update(bson.encode({"": value}))
     return digest.hexdigest()
 
@@ -77,18 +78,18 @@ def input_values(
 ) -> list[Any] | None:
     """What a model reads of a document, one value per path; None where a field is missing.
 
-    The path `_base` is the whole document without provenance and without the fields in `exclude`
-    (what the imputation itself writes, or learns from).
+    The path `_base` is the whole document without `_id`, `_fold` and `_fill`, and without the
+    fields in `exclude` (what the imputation itself writes, or learns from).
     """
     values = [
-        _without(document, [FILL, *exclude]) if path == BASE else paths.get(document, path)
+        _without(document, [*_NOT_DATA, *exclude]) if path == BASE else paths.get(document, path)
         for path in input_paths
     ]
     return None if any(value is paths.MISSING for value in values) else values
 
 
 def as_one_value(values: Sequence[Any], value_paths: Sequence[str]) -> Any:
-    """One field's value as it is; several as a dictionary by path. So models and targets get them."""
+    """What models and targets get: one field's value as it is, several as a dictionary by path."""
     return values[0] if len(value_paths) == 1 else dict(zip(value_paths, values, strict=True))
 
 

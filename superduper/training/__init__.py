@@ -1,0 +1,58 @@
+"""The training core, for users: `Policy` and what it works with. Nothing is imported until asked for.
+
+torch is slow to import, and programs that only declare imputations do without it.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from superduper.training.engine import Engine, Plan, Stage
+    from superduper.training.graph import Graph, Node
+    from superduper.training.objective import Objective, Term
+    from superduper.training.optimizers import optimizer_of
+    from superduper.training.policies import BestWeights, EarlyStopping, NaNStop, Policy, StopRun
+    from superduper.training.sources import IndexSource, tensor_source
+
+_HOMES = {
+    "BestWeights": "policies",
+    "EarlyStopping": "policies",
+    "Engine": "engine",
+    "Graph": "graph",
+    "IndexSource": "sources",
+    "NaNStop": "policies",
+    "Node": "graph",
+    "Objective": "objective",
+    "Plan": "engine",
+    "Policy": "policies",
+    "Stage": "engine",
+    "StopRun": "policies",
+    "Term": "objective",
+    "optimizer_of": "optimizers",
+    "tensor_source": "sources",
+}
+
+__all__ = [
+    "BestWeights",
+    "EarlyStopping",
+    "Engine",
+    "Graph",
+    "IndexSource",
+    "NaNStop",
+    "Node",
+    "Objective",
+    "Plan",
+    "Policy",
+    "Stage",
+    "StopRun",
+    "Term",
+    "optimizer_of",
+    "tensor_source",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)

@@ -1,0 +1,380 @@
+"""The fit of an imputation, as a job: read documents once, train in a child, publish, promote.
+
+This side has the database and no user code; the child (`fit_child`) has user code and no database.
+"""
+
+import contextlib
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bson.codec_options import CodecOptions
+from bson.raw_bson import RawBSONDocument
+from pymongo.database import Database
+
+from superduper import settings
+from superduper.errors import InvalidInput
+from superduper.imputations.folds import FIELD, fold_of
+from superduper.imputations.imputation import ImputationRecord, Imputations
+from superduper.imputations.promote import Candidate, promote_if_better
+from superduper.imputations.provenance import BASE, FILL, input_values, is_ours
+from superduper.imputations.states import selection
+from superduper.jobs.child import Child
+from superduper.jobs.limits import Limits
+from superduper.jobs.queue import Cancelled, RunningJob
+from superduper.store.artifacts import ArtifactStore
+from superduper.store.registry import Component, Registry
+from superduper.training.runs import Runs
+
+ENTRY = "superduper.imputations.fit_child:main"
+BATCH_DOCUMENTS = 1_000
+BATCH_BYTES = 8 << 20
+REPORT_SECONDS = 0.2
+# Less than the ten minutes after which a server forgets a cursor that nobody reads from.
+BATCH_SECONDS = 540
+LOAD_SECONDS = 300
+COMPARE_SECONDS = 3_600
+# Training files are as large as the data is; the disk is the limit.
+FILE_MB = 1 << 20
+_SEEDS = 2**31
+
+_TRAINING = ("optimizer", "lr", "batch_size", "max_epochs", "max_steps", "patience", "watch")
+
+
+@dataclass(frozen=True)
+class FitContext:
+    """What a fit works with."""
+
+    database: Database[Any]
+    registry: Registry
+    artifacts: ArtifactStore
+    imputations: Imputations
+
+    @cached_property
+    def runs(self) -> Runs:
+        """The runs of the database."""
+        return Runs(self.database)
+
+
+def fit(job: RunningJob, work: FitContext) -> dict[str, Any]:
+    """Train a new version of the imputation that the job names; answers what became of it.
+
+    Arguments of the job: `collection`, `imputation`, and `by` for the history. Raises what the
+    fit failed of, after recording it in the run.
+    """
+    record = work.imputations.get(job.args["collection"], job.args["imputation"])
+    _check(record)
+    cache = settings.get("CACHE") or None
+    limits = Limits(memory_mb=int(settings.get_number("CHILD_MEMORY_MB")), file_mb=FILE_MB)
+    with (
+        tempfile.TemporaryDirectory(prefix="superduper-fit-", dir=cache) as folder,
+        Child(ENTRY, limits=limits, name=f"fit {record.id}") as child,
+    ):
+        return _Fit(job, work, record, child, Path(folder)).run()
+
+
+def adopt(imputations: Imputations, runs: Runs, record: ImputationRecord, *, by: str) -> int:
+    """Make the pinned model, as it is, the live version of an imputation without a loss."""
+    version = imputations.next_version(record)
+    model_version = record.spec["pins"]["model"]
+    run = runs.begin(_begun(record, None, None))
+    runs.finish(run, "succeeded", version=version, model_version=model_version)
+    imputations.activate(
+        record.collection,
+        record.name,
+        version,
+        by=by,
+        reason="used as it is",
+        model_version=model_version,
+    )
+    return version
+
+
+def documents(database: Database[Any], record: ImputationRecord) -> Generator[RawBSONDocument]:
+    """The documents an imputation may learn from, in order of `_id`.
+
+    Those that have every input, pass the filter, and have every target with a value that is not
+    null and that a person gave: a value of ours never becomes a label.
+    """
+    labelled = [{path: {"$exists": True, "$ne": None}} for path in record.target_paths]
+    wanted = {"$and": [selection(record), *(each for each in labelled if BASE not in each)]}
+    raw: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
+    collection = database.get_collection(record.collection, codec_options=raw)
+    found = collection.find(wanted, _projection(record), batch_size=BATCH_DOCUMENTS)
+    for document in found.sort("_id", 1):
+        # A path into an array matches the filter and is still no field: see `fields.paths`.
+        inputs = input_values(document, record.input_paths)
+        targets = input_values(document, record.target_paths)
+        if inputs is None or targets is None:
+            continue
+        if not any(is_ours(document, path) for path in record.target_paths):
+            yield document
+
+
+def _projection(record: ImputationRecord) -> dict[str, int] | None:
+    read = {*record.input_paths, *record.target_paths, FIELD, FILL}
+    if BASE in read:
+        return None
+    # MongoDB refuses a projection with both a field and a part of it.
+    return {
+        path: 1 for path in sorted(read) if not any(path.startswith(f"{other}.") for other in read)
+    }
+
+
+def batches(found: Iterator[RawBSONDocument]) -> Iterator[list[RawBSONDocument]]:
+    """Documents in batches of bounded number and size."""
+    batch: list[RawBSONDocument] = []
+    size = 0
+    for document in found:
+        batch.append(document)
+        size += len(document.raw)
+        if len(batch) >= BATCH_DOCUMENTS or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _check(record: ImputationRecord) -> None:
+    spec = record.spec
+    if spec.get("loss") is None:
+        raise InvalidInput(f"imputation {record.id!r} has no loss, so there is nothing to train")
+    for key in ("trainer", "policies"):
+        if spec.get(key):
+            raise InvalidInput(f"imputation {record.id!r}: {key!r} is not supported yet")
+
+
+def _begun(record: ImputationRecord, job: str | None, seed: int | None) -> dict[str, Any]:
+    spec = record.spec
+    return {
+        "collection": record.collection,
+        "imputation": record.id,
+        "job": job,
+        "seed": seed,
+        "settings": {
+            key: spec.get(key) for key in ("model", "target", "loss", "metrics", "pins", *_TRAINING)
+        },
+    }
+
+
+class _Fit:
+    """One attempt."""
+
+    def __init__(
+        self,
+        job: RunningJob,
+        work: FitContext,
+        record: ImputationRecord,
+        child: Child,
+        folder: Path,
+    ) -> None:
+        self.job = job
+        self.work = work
+        self.record = record
+        self.child = child
+        self.folder = folder
+        self.rows: list[dict[str, Any]] = []
+        self.metrics: dict[str, float] = {}
+        self.reported = 0.0
+
+    def run(self) -> dict[str, Any]:
+        runs, job = self.work.runs, self.job
+        earlier = runs.abandon(job.id, "its worker died or lost the job; the job was tried again")
+        # A job that is tried again repeats what it did before.
+        seed = earlier[-1]["seed"] if earlier else self.record.spec.get("seed")
+        self.seed = secrets.randbelow(_SEEDS) if seed is None else seed
+        begun = _begun(self.record, job.id, self.seed)
+        self.run_id = runs.begin({**begun, "parent": earlier[-1]["_id"] if earlier else None})
+        try:
+            return self._run()
+        except BaseException as error:
+            stopped = isinstance(error, Cancelled | KeyboardInterrupt | SystemExit)
+            described = {"type": type(error).__name__, "message": str(error)[:4_000]}
+            runs.append(self.run_id, self.rows)
+            runs.finish(self.run_id, "cancelled" if stopped else "failed", error=described)
+            raise
+
+    def _run(self) -> dict[str, Any]:
+        self._load()
+        self._stream()
+        sealed = self._ask({"op": "seal"}, BATCH_SECONDS)
+        self.work.runs.update(self.run_id, **sealed)
+        trained = self.child.request(
+            {"op": "train"}, on_event=self._on_event, cancel=self.job.interrupted
+        )
+        self._flush()
+        self.job.progress({"phase": "publishing", **self._done(trained["steps"])})
+        candidate = self._publish(sealed, trained)
+        promoted, reason = promote_if_better(
+            candidate,
+            self.record,
+            imputations=self.work.imputations,
+            registry=self.work.registry,
+            runs=self.work.runs,
+            compare=self._compare,
+            by=self.job.args.get("by", "fit"),
+        )
+        self.work.runs.update(self.run_id, promoted=promoted, reason=reason)
+        return {
+            "run": self.run_id,
+            "version": candidate.version,
+            "promoted": promoted,
+            "reason": reason,
+            "best": trained["best"],
+            "metrics": trained["metrics"],
+        }
+
+    def _ask(
+        self,
+        message: Mapping[str, Any],
+        timeout: float | None,
+        on_event: Callable[[dict[str, Any]], None] | None = None,
+    ) -> dict[str, Any]:
+        return self.child.request(
+            message, timeout=timeout, on_event=on_event, cancel=self.job.interrupted
+        )
+
+    # Loading ---------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        self.job.progress({"phase": "loading", "done": 0})
+        spec, pins = self.record.spec, self.record.spec["pins"]
+        training = {key: spec.get(key) for key in _TRAINING}
+        excluded = {*self.record.target_paths, *self.record.write_paths}
+        message = {
+            "op": "load",
+            "folder": str(self.folder),
+            "settings": {**training, "seed": self.seed},
+            "fields": {
+                "inputs": list(self.record.input_paths),
+                "targets": list(self.record.target_paths),
+                "excluded": sorted(excluded),
+            },
+            "model": self._payload("model", spec["model"], pins["model"]),
+            "loss": self._payload("loss", spec["loss"], pins["loss"]),
+            "metrics": {
+                name: self._payload("metric", name, version)
+                for name, version in pins.get("metrics", {}).items()
+            },
+            "target": self._target(),
+        }
+        loaded = self._ask(message, LOAD_SECONDS)
+        self.work.runs.update(self.run_id, device=loaded["device"], versions=loaded["versions"])
+
+    def _target(self) -> dict[str, Any] | None:
+        pin = self.record.spec["pins"].get("target")
+        if pin is None:
+            return None
+        name = self.record.spec["target"]
+        return {
+            "kind": pin["kind"],
+            "payload": self._payload(pin["kind"], name, pin["version"]),
+        }
+
+    def _payload(self, kind: str, name: str, version: int) -> dict[str, Any]:
+        return self.work.registry.payload(self._component(kind, name, version))
+
+    def _component(self, kind: str, name: str, version: int) -> Component:
+        return self.work.registry.get(self.record.collection, kind, name, version)
+
+    # Reading ---------------------------------------------------------------------------------
+
+    def _stream(self) -> None:
+        found = documents(self.work.database, self.record)
+        read = 0
+        with contextlib.closing(found):
+            for batch in batches(found):
+                message = {
+                    "op": "documents",
+                    "documents": batch,
+                    "folds": [fold_of(document) for document in batch],
+                }
+                answer = self._ask(message, BATCH_SECONDS)
+                read += len(batch)
+                skipped = answer["skipped"]
+                self._report({"phase": "reading", "documents": read, "skipped": skipped, "done": 0})
+
+    # Training --------------------------------------------------------------------------------
+
+    def _on_event(self, event: dict[str, Any]) -> None:
+        match event:
+            case {"row": dict(row), "of": total}:
+                self.rows.append(row)
+                self.metrics = {k: v for k, v in row.items() if k not in ("epoch", "step")}
+                step = row
+            case {"step": dict(step)}:
+                total = step["of"]
+            case _:
+                return
+        self._report(
+            {
+                "phase": "training",
+                "epoch": step["epoch"],
+                "done": step["step"],
+                "total": total,
+                "metrics": self.metrics,
+            }
+        )
+
+    def _done(self, steps: int) -> dict[str, Any]:
+        return {"done": steps, "total": steps, "metrics": self.metrics}
+
+    def _report(self, progress: dict[str, Any]) -> None:
+        """Write progress and history, at most a few times a second."""
+        now = time.monotonic()
+        if now - self.reported >= REPORT_SECONDS:
+            self.reported = now
+            self.job.progress(progress)
+            self._flush()
+
+    def _flush(self) -> None:
+        rows, self.rows = self.rows, []
+        self.work.runs.append(self.run_id, rows)
+
+    # Publishing ------------------------------------------------------------------------------
+
+    def _publish(self, sealed: Mapping[str, Any], trained: Mapping[str, Any]) -> Candidate:
+        record, spec = self.record, self.record.spec
+        version = self.work.imputations.next_version(record)
+        component = self.work.registry.publish_weights(
+            record.collection,
+            spec["model"],
+            spec["pins"]["model"],
+            (self.folder / trained["weights"]).read_bytes(),
+            {"imputation": record.name, "version": version, "run": self.run_id},
+        )
+        scored = sealed["data"][trained["scored"]]
+        valid_hash = sealed["data"][sealed["validated_on"]]["hash"]
+        self.work.runs.finish(
+            self.run_id,
+            "succeeded",
+            version=version,
+            model_version=component.version,
+            weights=component.weights,
+            best=trained["best"],
+            metrics=trained["metrics"],
+            scored={"fold": trained["scored"], **scored},
+            valid_hash=valid_hash,
+            higher_is_better=trained["higher_is_better"],
+            stopped=trained["stopped"],
+            final_hash=trained["final_hash"],
+        )
+        watch = spec["watch"]
+        return Candidate(
+            version=version,
+            model_version=component.version,
+            watch=watch,
+            higher_is_better=trained["higher_is_better"][watch],
+            value=trained["best"][watch],
+            valid_hash=valid_hash,
+        )
+
+    def _compare(self, model_version: int) -> dict[str, float]:
+        payload = self._payload("model", self.record.spec["model"], model_version)
+        answer = self._ask({"op": "compare", "model": payload}, COMPARE_SECONDS)
+        return dict(answer["metrics"])

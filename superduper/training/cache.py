@@ -1,0 +1,206 @@
+"""Training records on disk: one mapped file per tensor, filled once, read in any order.
+
+A record is two samples (what the model and the loss are given: a tensor, or tuples and dicts of
+tensors) and a few raw values. Tensors go into one file per place in the sample; the raw values,
+as BSON, into one file beside them. Memory does not grow with the records, but for eight bytes each.
+"""
+
+from array import array
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import bson
+import torch
+
+from superduper.errors import InvalidInput
+from superduper.training.graph import Frame
+
+_COPY_RECORDS = 4_096
+
+
+class Column:
+    """The tensors of one place in a sample, all of one shape."""
+
+    def __init__(self, path: Path, first: torch.Tensor) -> None:
+        self.path = path
+        self.shape = tuple(first.shape)
+        self.dtype = first.dtype
+        self.n = 0
+        self._file = path.open("wb", buffering=1 << 20)
+        self._data: torch.Tensor | None = None
+
+    def append(self, tensor: torch.Tensor) -> None:
+        """Add a record's tensor; a column of whole numbers becomes one of floats if it has to."""
+        if tensor.dtype != self.dtype:
+            wider = torch.promote_types(tensor.dtype, self.dtype)
+            if wider != self.dtype:
+                self._widen(wider)
+            tensor = tensor.to(wider)
+        self._file.write(_bytes_of(tensor))
+        self.n += 1
+
+    def _widen(self, dtype: torch.dtype) -> None:
+        """Write the column once more with another datatype, in pieces."""
+        self.seal()
+        narrow = self._data
+        wide = self.path.with_suffix(".wide")
+        self._file, self.dtype, self._data = wide.open("wb", buffering=1 << 20), dtype, None
+        if narrow is not None:
+            for first in range(0, self.n, _COPY_RECORDS):
+                piece = narrow[first : first + _COPY_RECORDS]
+                self._file.write(_bytes_of(piece.to(dtype)))
+        wide.rename(self.path)
+
+    def seal(self) -> None:
+        """Nothing more is added; map the file."""
+        self._file.close()
+        count = self.n
+        for size in self.shape:
+            count *= size
+        flat = (
+            torch.from_file(str(self.path), shared=True, size=count, dtype=self.dtype)
+            if count
+            else torch.empty(0, dtype=self.dtype)
+        )
+        self._data = flat.view(self.n, *self.shape)
+
+    def gather(self, index: torch.Tensor) -> torch.Tensor:
+        """The tensors of several records, stacked."""
+        assert self._data is not None  # sealed
+        return self._data.index_select(0, index)
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().flatten()
+    return flat.view(torch.uint8).numpy().data
+
+
+class Columns:
+    """The columns of a sample of fixed form: a tensor, or a tuple or dict of such."""
+
+    def __init__(self, folder: Path, name: str, first: Any) -> None:
+        self._columns: list[Column] = []
+        self._tree = self._of(folder, name, first)
+
+    def _of(self, folder: Path, name: str, part: Any) -> Any:
+        if isinstance(part, torch.Tensor):
+            self._columns.append(
+                Column(folder / f"{name}-{len(self._columns)}.bin", part.detach().cpu())
+            )
+            return self._columns[-1]
+        if isinstance(part, Mapping):
+            return {key: self._of(folder, name, value) for key, value in part.items()}
+        return tuple(self._of(folder, name, value) for value in part)
+
+    def append(self, sample: Any) -> None:
+        """Add a record's sample, whose form must have been found equal."""
+        self._append(self._tree, sample)
+
+    def _append(self, tree: Any, sample: Any) -> None:
+        if isinstance(tree, Column):
+            tree.append(sample)
+        elif isinstance(tree, dict):
+            for key, branch in tree.items():
+                self._append(branch, sample[key])
+        else:
+            for branch, part in zip(tree, sample, strict=True):
+                self._append(branch, part)
+
+    def seal(self) -> None:
+        """Nothing more is added."""
+        for column in self._columns:
+            column.seal()
+
+    def gather(self, index: torch.Tensor) -> Any:
+        """The batch of several records, in the form of a sample."""
+        return self._gather(self._tree, index)
+
+    def _gather(self, tree: Any, index: torch.Tensor) -> Any:
+        if isinstance(tree, Column):
+            return tree.gather(index)
+        if isinstance(tree, dict):
+            return {key: self._gather(branch, index) for key, branch in tree.items()}
+        return tuple(self._gather(branch, index) for branch in tree)
+
+
+class Fold:
+    """The records of one fold, with the hash of the data they were made from."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        self.folder = folder
+        self.n = 0
+        self._x: Columns | None = None
+        self._y: Columns | None = None
+        self._digest = sha256()
+        self._offsets = array("q")
+        self._raw = (folder / "raw.bson").open("w+b", buffering=1 << 20)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over ids, inputs and targets, in order."""
+        return self._digest.hexdigest()
+
+    def append(self, x: Any, y: Any, raw: bytes, data: bytes) -> None:
+        """Add a record: its two samples, what `raw` answers for it, what counts for the hash."""
+        if self._x is None or self._y is None:
+            self._x, self._y = Columns(self.folder, "x", x), Columns(self.folder, "y", y)
+        self._x.append(x)
+        self._y.append(y)
+        self._offsets.append(self._raw.tell())
+        self._raw.write(raw)
+        self._digest.update(data)
+        self.n += 1
+
+    def seal(self) -> None:
+        """Nothing more is added; records can be read."""
+        for columns in (self._x, self._y):
+            if columns is not None:
+                columns.seal()
+        self._raw.flush()
+
+    def gather(self, index: torch.Tensor) -> Frame:
+        """The batch of several records: `x` and `y`."""
+        if self._x is None or self._y is None:
+            raise InvalidInput(f"fold {self.folder.name!r} has no records")
+        return {"x": self._x.gather(index), "y": self._y.gather(index)}
+
+    def raw(self, index: torch.Tensor) -> Iterator[dict[str, Any]]:
+        """The raw values of several records."""
+        for position in index.tolist():
+            self._raw.seek(self._offsets[position])
+            size = self._raw.read(4)
+            yield bson.decode(size + self._raw.read(int.from_bytes(size, "little") - 4))
+
+    def close(self) -> None:
+        """Close the file of raw values."""
+        self._raw.close()
+
+
+def description(sample: Any) -> str:
+    """A sample's form in words: shapes, and the names of its parts."""
+    if isinstance(sample, torch.Tensor):
+        return f"shape {tuple(sample.shape)}"
+    if isinstance(sample, Mapping):
+        return "{" + ", ".join(f"{key}: {description(part)}" for key, part in sample.items()) + "}"
+    if isinstance(sample, tuple):
+        return "(" + ", ".join(description(part) for part in sample) + ")"
+    return f"a {type(sample).__name__}"
+
+
+def layout(sample: Any) -> Any:
+    """What all records of a fit must share: the parts of a sample and their shapes.
+
+    Raises InvalidInput for what cannot be kept as tensors.
+    """
+    if isinstance(sample, torch.Tensor):
+        return tuple(sample.shape)
+    if isinstance(sample, Mapping) and sample:
+        return tuple((key, layout(part)) for key, part in sample.items())
+    if isinstance(sample, tuple) and sample:
+        return ("tuple", *(layout(part) for part in sample))
+    raise InvalidInput(
+        f"{type(sample).__name__} is no tensor, number, array, tuple or dict of these"
+    )

@@ -1,0 +1,113 @@
+"""What is minimised: terms of a loss, and the one training step they make.
+
+A step is forward, sum of the terms, one backward, one step of every optimizer. An objective with
+another step (two optimizers in turn, a user's own `train_batch`) overrides `step`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from superduper.errors import InvalidInput
+from superduper.training.graph import Frame, Graph
+
+Loss = Callable[..., torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Term:
+    """A part of the loss: `function(*inputs)`, the inputs named in the frame, times `weight`."""
+
+    name: str
+    function: Loss
+    inputs: tuple[str, ...]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step gives to those who follow: detached losses, the frame, the number of records."""
+
+    losses: dict[str, torch.Tensor]
+    frame: Frame = field(repr=False)
+    n: int
+
+
+class Objective:
+    """A weighted sum of terms."""
+
+    def __init__(self, terms: Sequence[Term]) -> None:
+        self.terms = tuple(terms)
+        # A loss that sums over the batch is divided by the number of records when it is reported.
+        self._sums = {
+            term.name: getattr(term.function, "reduction", "mean") == "sum" for term in terms
+        }
+
+    def losses(self, frame: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Each term's value for a frame that the graph has completed."""
+        return {term.name: self._value(term, frame) for term in self.terms}
+
+    def _value(self, term: Term, frame: Mapping[str, Any]) -> torch.Tensor:
+        value = term.function(*[frame[name] for name in term.inputs])
+        if not isinstance(value, torch.Tensor):
+            raise InvalidInput(
+                f"loss {term.name!r} returned a {type(value).__name__}; it must return a tensor"
+            )
+        return value if value.ndim == 0 else value.mean()
+
+    def total(self, losses: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The weighted sum of the terms."""
+        parts = [
+            losses[term.name] if term.weight == 1 else term.weight * losses[term.name]
+            for term in self.terms
+        ]
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+
+    def step(
+        self, graph: Graph, frame: Frame, n: int, optimizers: Mapping[str, torch.optim.Optimizer]
+    ) -> StepResult:
+        """One step of training."""
+        kept: list[StepResult] = []
+
+        def closure() -> torch.Tensor:
+            for optimizer in optimizers.values():
+                optimizer.zero_grad(set_to_none=True)
+            done = graph(frame)
+            losses = self.losses(done)
+            loss = self.total(losses)
+            _backward(loss)
+            kept.append(self._result(losses, done, n))
+            return loss
+
+        if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers.values()):
+            # LBFGS evaluates the loss several times within one step.
+            for optimizer in optimizers.values():
+                optimizer.step(closure)  # type: ignore[arg-type]
+        else:
+            closure()
+            for optimizer in optimizers.values():
+                optimizer.step()
+        return kept[0]
+
+    def evaluate(self, graph: Graph, frame: Frame, n: int) -> StepResult:
+        """The losses of a batch, without training on it."""
+        done = graph(frame)
+        return self._result(self.losses(done), done, n)
+
+    def _result(self, losses: Mapping[str, torch.Tensor], frame: Frame, n: int) -> StepResult:
+        means = {
+            name: loss.detach() / n if self._sums[name] else loss.detach()
+            for name, loss in losses.items()
+        }
+        return StepResult(means, frame, n)
+
+
+def _backward(loss: torch.Tensor) -> None:
+    if not loss.requires_grad:
+        raise InvalidInput(
+            "the loss does not depend on any parameter of the model: check that neither the model "
+            "nor the loss detaches its result"
+        )
+    torch.autograd.backward(loss)

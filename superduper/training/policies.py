@@ -1,0 +1,220 @@
+"""Policies follow a run through its events, and may end it.
+
+A policy overrides the events it cares about and takes only the arguments it needs: of those listed
+here, it is given the ones its signature names. Raising `StopRun` ends the run in order: the epoch
+is validated and every policy hears of it first. Any other exception fails the run.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from superduper.errors import InvalidInput, UserCodeError
+from superduper.training.objective import StepResult
+from superduper.training.ranking import is_better
+from superduper.training.sources import Batch
+from superduper.training.weights import copy_of_state
+
+if TYPE_CHECKING:
+    from superduper.training.engine import Engine
+
+EVENTS = (
+    "run_started",
+    "epoch_started",
+    "step_started",
+    "step_finished",
+    "validation_started",
+    "validation_finished",
+    "epoch_finished",
+    "run_finished",
+)
+
+
+class StopRun(Exception):
+    """Raised by a policy to end the run in order; the argument is the reason."""
+
+
+class Policy:
+    """Follows a run; every event does nothing until it is overridden.
+
+    `epoch` counts the epochs before this one while it runs, and the completed ones after it;
+    `step` counts completed steps. `train` holds the epoch's mean training losses, `metrics` what
+    validation found. Validation also happens once before the first step, with `epoch=0`.
+    """
+
+    def run_started(self, engine: "Engine") -> None: ...
+
+    def epoch_started(self, engine: "Engine", epoch: int, step: int) -> None: ...
+
+    def step_started(self, engine: "Engine", epoch: int, step: int, batch: Batch) -> None: ...
+
+    def step_finished(
+        self, engine: "Engine", epoch: int, step: int, batch: Batch, result: StepResult
+    ) -> None: ...
+
+    def validation_started(self, engine: "Engine", epoch: int, step: int) -> None: ...
+
+    def validation_finished(
+        self,
+        engine: "Engine",
+        epoch: int,
+        step: int,
+        train: Mapping[str, float],
+        metrics: Mapping[str, float],
+    ) -> None: ...
+
+    def epoch_finished(
+        self,
+        engine: "Engine",
+        epoch: int,
+        step: int,
+        train: Mapping[str, float],
+        metrics: Mapping[str, float],
+    ) -> None: ...
+
+    def run_finished(self, engine: "Engine", reason: str) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has to be known to go on later: plain values and tensors."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+
+
+def handlers_of(policies: Sequence[Policy], event: str) -> list[Callable[..., None]]:
+    """The policies' methods for an event, those that override it, each taking any arguments."""
+    return [
+        _taking_what_it_names(getattr(policy, event))
+        for policy in policies
+        if getattr(type(policy), event) is not getattr(Policy, event)
+    ]
+
+
+def _taking_what_it_names(method: Callable[..., None]) -> Callable[..., None]:
+    parameters = inspect.signature(method).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return method
+    names = [parameter.name for parameter in parameters]
+
+    def call(**arguments: Any) -> None:
+        method(**{name: arguments[name] for name in names if name in arguments})
+
+    return call
+
+
+class NaNStop(Policy):
+    """Fails the run at the first loss that is no finite number, naming step and records.
+
+    On a GPU losses are looked at every `interval` steps, since each look waits for the GPU.
+    """
+
+    def __init__(self, describe: Callable[[torch.Tensor], str] = str, interval: int = 50) -> None:
+        self.describe = describe
+        self.interval = interval
+        self._waiting: list[tuple[int, int, torch.Tensor, torch.Tensor]] = []
+
+    def step_finished(  # type: ignore[override]
+        self, epoch: int, step: int, batch: Batch, result: StepResult
+    ) -> None:
+        """Look at the loss, now or with the next ones."""
+        for loss in result.losses.values():
+            if loss.device.type != "cpu":
+                self._waiting.append((epoch, step, batch.index, loss))
+            elif not math.isfinite(loss.item()):
+                self._fail(epoch, step, batch.index, loss)
+        if len(self._waiting) >= self.interval:
+            self._look()
+
+    def validation_started(self) -> None:  # type: ignore[override]
+        """Look at what is waiting before weights can be called good."""
+        self._look()
+
+    def _look(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        if waiting and not bool(torch.stack([loss for *_, loss in waiting]).isfinite().all()):
+            for epoch, step, index, loss in waiting:
+                if not math.isfinite(loss.item()):
+                    self._fail(epoch, step, index, loss)
+
+    def _fail(self, epoch: int, step: int, index: torch.Tensor, loss: torch.Tensor) -> None:
+        raise UserCodeError(
+            f"the loss became {loss.item()} at step {step} (epoch {epoch + 1}), on "
+            f"{self.describe(index)}: lower the learning rate, or look for extreme or missing "
+            "numbers in these"
+        )
+
+
+class BestWeights(Policy):
+    """Keeps the weights that were best on validation data by the watched quantity."""
+
+    def __init__(self, watch: str, higher_is_better: bool) -> None:
+        self.watch = watch
+        self.higher_is_better = higher_is_better
+        self.best: dict[str, Any] | None = None
+        self.weights: dict[str, dict[str, torch.Tensor]] = {}
+
+    def validation_finished(  # type: ignore[override]
+        self, engine: "Engine", epoch: int, step: int, metrics: Mapping[str, float]
+    ) -> None:
+        """Keep the present weights if they are the best so far."""
+        value = _watched(metrics, self.watch)
+        if self.best is None or is_better(value, self.best[self.watch], self.higher_is_better):
+            self.best = {"epoch": epoch, "step": step, **metrics}
+            self.weights = {
+                name: copy_of_state(module) for name, module in engine.graph.modules.items()
+            }
+
+    def restore(self, engine: "Engine") -> None:
+        """Put the best weights back into the graph."""
+        engine.graph.load_state_dict(self.weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best so far, with its weights."""
+        return {"best": self.best, "weights": self.weights}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self.best = state["best"]
+        self.weights = dict(state["weights"])
+
+
+class EarlyStopping(Policy):
+    """Ends the run when the watched quantity was not better for `patience` validations."""
+
+    def __init__(self, watch: str, higher_is_better: bool, patience: int) -> None:
+        self.watch = watch
+        self.higher_is_better = higher_is_better
+        self.patience = patience
+        self.best: float | None = None
+        self.waited = 0
+
+    def validation_finished(self, metrics: Mapping[str, float]) -> None:  # type: ignore[override]
+        """Count validations without a new best."""
+        value = _watched(metrics, self.watch)
+        if is_better(value, self.best, self.higher_is_better):
+            self.best, self.waited = value, 0
+            return
+        self.waited += 1
+        if self.waited >= self.patience:
+            raise StopRun(f"{self.watch} was not better for {self.patience} epochs")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value and how long ago it was."""
+        return {"best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self.best, self.waited = state["best"], state["waited"]
+
+
+def _watched(metrics: Mapping[str, float], watch: str) -> float:
+    try:
+        return metrics[watch]
+    except KeyError:
+        raise InvalidInput(
+            f"cannot watch {watch!r}: validation measures {', '.join(sorted(metrics))}"
+        ) from None
