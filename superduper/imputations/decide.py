@@ -1,0 +1,100 @@
+"""What a document needs of an imputation, and how a model's output is laid out over its fields."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bson.codec_options import CodecOptions, DatetimeConversion
+from bson.raw_bson import RawBSONDocument
+
+from superduper.fields import paths
+from superduper.imputations.failures import Case
+from superduper.imputations.fill import Stale
+from superduper.imputations.imputation import ImputationRecord
+from superduper.imputations.provenance import (
+    BASE,
+    FILL,
+    fill_of,
+    input_hash,
+    input_values,
+    is_ours,
+)
+
+# Bytes that are not UTF-8 and dates that no datetime holds are data too.
+RAW = CodecOptions(
+    document_class=RawBSONDocument,
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO,
+    unicode_decode_error_handler="replace",
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A document that needs something: fields that are missing, or ours and outdated."""
+
+    document: RawBSONDocument
+    values: Sequence[Any]
+    case: Case
+    missing: tuple[str, ...]
+    stale: Mapping[str, Stale]
+
+    @property
+    def document_id(self) -> Any:
+        """The document's `_id`."""
+        return self.case.document_id
+
+
+def decide(record: ImputationRecord, document: RawBSONDocument) -> Work | None:
+    """What a document needs of an imputation, or None."""
+    hidden = {*record.write_paths, *record.target_paths}
+    values = input_values(document, record.input_paths, exclude=sorted(hidden))
+    if values is None or record.active is None:
+        return None
+    missing, stale = [], {}
+    hashed = input_hash(values)
+    for path in record.write_paths:
+        value = paths.get(document, path)
+        if value is paths.MISSING:
+            missing.append(path)
+            continue
+        fill = fill_of(document, path)
+        ours = fill is not None and fill.get("imputation") == record.name
+        if fill is not None and ours and fill.get("input") != hashed and is_ours(document, path):
+            stale[path] = Stale(value, fill)
+    if record.spec.get("on_input_change", "refill") == "keep":
+        stale = {}
+    if not missing and not stale:
+        return None
+    case = Case(document["_id"], hashed, record.active)
+    return Work(document, values, case, tuple(missing), stale)
+
+
+def projection(record: ImputationRecord) -> dict[str, int] | None:
+    """The fields that `decide` reads; None for all of them."""
+    if BASE in record.input_paths:
+        return None
+    wanted = sorted({*record.input_paths, *record.write_paths, FILL})
+    return {path: 1 for path in wanted if not any(path.startswith(f"{other}.") for other in wanted)}
+
+
+def split_outputs(value: Any, write_paths: Sequence[str]) -> dict[str, Any]:
+    """A model's output by field.
+
+    Raises ValueError if it is not one value for each field, or no value at all.
+    """
+    if len(write_paths) == 1:
+        outputs = {write_paths[0]: value}
+    elif isinstance(value, Mapping) and set(value) >= set(write_paths):
+        outputs = {path: value[path] for path in write_paths}
+    elif isinstance(value, list) and len(value) == len(write_paths):
+        outputs = dict(zip(write_paths, value, strict=True))
+    else:
+        raise ValueError(
+            f"the model fills {len(write_paths)} fields ({', '.join(write_paths)}) and must return "
+            "a dictionary by field, or a list of as many values"
+        )
+    for path, output in outputs.items():
+        if output is None or (isinstance(output, float) and math.isnan(output)):
+            raise ValueError(f"the model returned {output!r} for {path!r}, which is no value")
+    return outputs

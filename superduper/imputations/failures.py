@@ -1,0 +1,190 @@
+"""Documents that could not be filled: who, why, how often tried, and when to try again.
+
+One record for each imputation and document, in `superduper.failures`. It belongs to one input and
+one version: with another input or version everything begins anew. The states:
+
+- `running`: an attempt has been counted and is under way, or its worker died in it;
+- `retry`: it failed and is tried again when `next_at` has come;
+- `dead`: it failed as often as is allowed;
+- `withheld`: the model was not sure enough; not a failure, and nothing is retried;
+- `cleared`: our value was removed when its input changed (`on_input_change: clear`).
+
+An attempt is counted before it is made, so that one which takes its worker along is counted too.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import bson
+from pymongo import UpdateOne
+from pymongo.collection import Collection
+from pymongo.database import Database
+
+MAX_ATTEMPTS = 3
+BACKOFF_SECONDS = 2.0
+RUNNING_SECONDS = 120.0
+NAME = "superduper.failures"
+WAITING = ("retry", "running")
+MESSAGE_LENGTH = 2000
+TRACEBACK_LENGTH = 8000
+
+
+@dataclass(frozen=True)
+class Case:
+    """A document with the input and the version that were tried on it."""
+
+    document_id: Any
+    input: str
+    version: int
+
+
+def key_of(document_id: Any) -> bytes:
+    """A document's `_id`, whatever its type, as something that can be a key."""
+    return bson.encode({"": document_id})
+
+
+class Failures:
+    """The failures of one imputation."""
+
+    def __init__(self, database: Database[Any], imputation_id: str) -> None:
+        self.imputation_id = imputation_id
+        self.records: Collection[Any] = database[NAME]
+
+    def known(self, document_ids: Sequence[Any]) -> dict[bytes, dict[str, Any]]:
+        """The records of these documents, by `key_of` their `_id`."""
+        if self.records.find_one({"imputation": self.imputation_id}, {"_id": 1}) is None:
+            return {}
+        keys = [self._key(each) for each in document_ids]
+        found = self.records.find({"_id": {"$in": keys}})
+        return {key_of(record["document"]): record for record in found}
+
+    def due(self, now: int, limit: int) -> list[dict[str, Any]]:
+        """Records whose next attempt has come, the longest waiting first."""
+        waiting = {
+            "imputation": self.imputation_id,
+            "state": {"$in": list(WAITING)},
+            "next_at": {"$lte": now},
+        }
+        return list(self.records.find(waiting).sort("next_at", 1).limit(limit))
+
+    def begin(self, case: Case, now: int) -> int:
+        """Count an attempt before it is made; the number of attempts with this one."""
+        same = {"$and": [{"$eq": ["$input", case.input]}, {"$eq": ["$version", case.version]}]}
+        counted = {"$cond": [same, {"$add": ["$attempts", 1]}, 1]}
+        record: Any = self.records.find_one_and_update(
+            {"_id": self._key(case.document_id)},
+            [
+                {
+                    "$set": {
+                        "imputation": self.imputation_id,
+                        "document": {"$literal": case.document_id},
+                        "attempts": counted,
+                        "error": {"$cond": [same, {"$ifNull": ["$error", None]}, None]},
+                    }
+                },
+                {
+                    "$set": {
+                        "input": case.input,
+                        "version": case.version,
+                        "state": "running",
+                        "next_at": now + int(1000 * RUNNING_SECONDS),
+                    }
+                },
+            ],
+            upsert=True,
+            return_document=True,
+        )
+        return int(record["attempts"])
+
+    def fail(
+        self, failed: Iterable[tuple[Case, Mapping[str, Any]]], attempts: int, now: int
+    ) -> None:
+        """Note the errors of attempts: tried again later, or dead after `MAX_ATTEMPTS`."""
+        dead = attempts >= MAX_ATTEMPTS
+        fields = {
+            "state": "dead" if dead else "retry",
+            "attempts": attempts,
+            "next_at": now + int(1000 * BACKOFF_SECONDS**attempts),
+        }
+        self._note((case, {**fields, "error": _shortened(error)}) for case, error in failed)
+
+    def withhold(self, cases: Iterable[tuple[Case, float | None]], now: int) -> None:
+        """Note documents whose value was not sure enough to be written."""
+        fields = {"state": "withheld", "attempts": 0, "next_at": now, "error": None}
+        self._note((case, {**fields, "confidence": confidence}) for case, confidence in cases)
+
+    def clear_values(self, cases: Iterable[Case], now: int) -> None:
+        """Note documents whose value is removed because its input changed."""
+        fields = {"state": "cleared", "attempts": 0, "next_at": now, "error": None}
+        self._note((case, fields) for case in cases)
+
+    def forget(self, document_ids: Sequence[Any]) -> None:
+        """Drop the records of documents that were filled, changed or deleted."""
+        if document_ids:
+            keys = [self._key(each) for each in document_ids]
+            self.records.delete_many({"_id": {"$in": keys}})
+
+    def _note(self, notes: Iterable[tuple[Case, Mapping[str, Any]]]) -> None:
+        updates = [
+            UpdateOne(
+                {"_id": self._key(case.document_id)},
+                {
+                    "$set": {
+                        "imputation": self.imputation_id,
+                        "document": case.document_id,
+                        "input": case.input,
+                        "version": case.version,
+                        **fields,
+                    }
+                },
+                upsert=True,
+            )
+            for case, fields in notes
+        ]
+        if updates:
+            self.records.bulk_write(updates, ordered=False)
+
+    def _key(self, document_id: Any) -> dict[str, Any]:
+        return {"imputation": self.imputation_id, "document": document_id}
+
+
+def _shortened(error: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "type": str(error.get("type", "Error"))[:200],
+        "message": str(error.get("message", ""))[:MESSAGE_LENGTH],
+        "traceback": str(error.get("traceback") or "")[-TRACEBACK_LENGTH:],
+    }
+
+
+def prepare(database: Database[Any]) -> None:
+    """Make the index by which waiting documents are found."""
+    database[NAME].create_index([("imputation", 1), ("state", 1), ("next_at", 1)])
+
+
+# For users -----------------------------------------------------------------------------------
+
+
+def listing(database: Database[Any], imputation_id: str, limit: int = 100) -> list[dict[str, Any]]:
+    """Documents that are not filled, with the reason; those deleted since are left out."""
+    records = list(
+        database[NAME]
+        .find({"imputation": imputation_id})
+        .sort([("state", 1), ("_id", 1)])
+        .limit(limit)
+    )
+    collection = database[imputation_id.rpartition("/")[0]]
+    wanted = {"_id": {"$in": [each["document"] for each in records]}}
+    there = {key_of(each["_id"]) for each in collection.find(wanted, {"_id": 1})}
+    return [_shown(each) for each in records if key_of(each["document"]) in there]
+
+
+def _shown(record: Mapping[str, Any]) -> dict[str, Any]:
+    fields = ("document", "state", "attempts", "version", "next_at", "confidence", "error")
+    return {name: record.get(name) for name in fields}
+
+
+def retry(database: Database[Any], imputation_id: str) -> int:
+    """Have every document in the list tried anew; answers how many."""
+    anew = {"state": "retry", "attempts": 0, "next_at": 0}
+    return database[NAME].update_many({"imputation": imputation_id}, {"$set": anew}).modified_count

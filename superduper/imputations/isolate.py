@@ -1,0 +1,148 @@
+"""Predictions for many documents at once, where one that kills or hangs the model fails alone.
+
+A batch that ends its process or outlasts its time is halved until the culprit is alone, about
+2 log2(n) runs; all others get their outputs. How long a batch may take is learned from those that
+went well, so that a document that never ends costs seconds and not the whole allowance.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from superduper.errors import ChildDied, NotReady, SuperduperError, TimedOut, TooLarge
+
+Outcome = dict[str, Any]
+LEAST_SECONDS = 2.0
+SLACK = 20.0
+
+
+class Predictor(Protocol):
+    """Where models run: one outcome for each value, in order."""
+
+    def predict(self, component: Any, values: list[Any], timeout: float) -> list[Outcome]: ...
+
+
+class ModelUnusable(SuperduperError):
+    """The model itself does not work: no document is to blame."""
+
+    code = "model_unusable"
+    status = 503
+
+
+class Patience:
+    """How long a prediction of `count` values may take; at most `limit_seconds`."""
+
+    def __init__(self, limit_seconds: float) -> None:
+        self.limit_seconds = limit_seconds
+        self._slowest: float | None = None
+
+    def seconds(self, count: int, attempt: int = 1) -> float:
+        """The time allowed; later attempts get more, the third all there is."""
+        if self._slowest is None or attempt >= 3:
+            return self.limit_seconds
+        wanted = SLACK * attempt * self._slowest * count
+        return min(self.limit_seconds, max(LEAST_SECONDS * attempt, wanted))
+
+    def learn(self, count: int, seconds: float) -> None:
+        """Take note of a prediction that went well."""
+        each = seconds / max(count, 1)
+        self._slowest = each if self._slowest is None else max(each, 0.9 * self._slowest)
+
+
+class BatchSize:
+    """How many documents go into one batch: halved when one fails, grown back when all is well."""
+
+    def __init__(self, largest: int) -> None:
+        self.largest = largest
+        self.now = largest
+        self._well = 0
+
+    def shrink(self) -> None:
+        """A batch died or outlasted its time."""
+        self.now, self._well = max(1, self.now // 2), 0
+
+    def grow(self) -> None:
+        """A batch went well; four in a row double the size."""
+        self._well += 1
+        if self._well >= 4 and self.now < self.largest:
+            self.now, self._well = min(self.largest, self.now * 2), 0
+
+
+class Isolation:
+    """Predictions of one model version that keep documents from harming each other."""
+
+    def __init__(self, predictor: Predictor, component: Any, patience: Patience) -> None:
+        self.predictor = predictor
+        self.component = component
+        self.patience = patience
+        self.deaths = 0
+
+    def predict(self, values: Sequence[Any], count_attempt: Callable[[int], None]) -> list[Outcome]:
+        """One outcome for each value; `count_attempt(position)` is called before a run alone.
+
+        Raises ModelUnusable if the model fails whatever it is given.
+        """
+        outcomes: list[Outcome] = [{} for _ in values]
+        self._halve(values, 0, len(values), outcomes, count_attempt)
+        return outcomes
+
+    def alone(self, value: Any, attempt: int) -> Outcome:
+        """The outcome for a value that is tried by itself, its attempt already counted."""
+        try:
+            return self._run([value], attempt)[0]
+        except (ChildDied, TimedOut, TooLarge) as error:
+            self._after_death()
+            return {"error": describe(error)}
+
+    def _halve(
+        self,
+        values: Sequence[Any],
+        start: int,
+        stop: int,
+        outcomes: list[Outcome],
+        count_attempt: Callable[[int], None],
+    ) -> None:
+        try:
+            outcomes[start:stop] = self._run(values[start:stop], 1)
+            return
+        except (ChildDied, TimedOut, TooLarge) as error:
+            self._after_death()
+            if stop - start == 1:  # the whole batch was one document: that was its attempt
+                outcomes[start] = {"error": describe(error)}
+                return
+        middle = (start + stop) // 2
+        for first, last in ((start, middle), (middle, stop)):
+            if last - first == 1:
+                count_attempt(first)
+                outcomes[first] = self.alone(values[first], 1)
+            else:
+                self._halve(values, first, last, outcomes, count_attempt)
+
+    def _run(self, values: Sequence[Any], attempt: int) -> list[Outcome]:
+        seconds = self.patience.seconds(len(values), attempt)
+        began = time.monotonic()
+        try:
+            outcomes = self.predictor.predict(self.component, list(values), seconds)
+        except (ChildDied, TimedOut, TooLarge):
+            raise
+        except NotReady:
+            raise
+        except SuperduperError as error:
+            raise ModelUnusable(f"{type(error).__name__}: {error.message}") from error
+        if len(outcomes) != len(values):
+            raise ModelUnusable(f"{len(outcomes)} outcomes came back for {len(values)} values")
+        self.patience.learn(len(values), time.monotonic() - began)
+        return outcomes
+
+    def _after_death(self) -> None:
+        """Start the model anew and see that it runs at all before documents are blamed."""
+        self.deaths += 1
+        try:
+            self.predictor.predict(self.component, [], self.patience.limit_seconds)
+        except SuperduperError as error:
+            raise ModelUnusable(f"{type(error).__name__}: {error.message}") from error
+
+
+def describe(error: SuperduperError) -> dict[str, str]:
+    """An error as it is kept with a document."""
+    return {"type": type(error).__name__, "message": error.message, "traceback": ""}
