@@ -1,4 +1,4 @@
-"""The training core, for users: `Policy` and what it works with. Nothing is imported until asked for.
+"""The training core, for users; each name is imported when it is first asked for.
 
 torch is slow to import, and programs that only declare imputations do without it.
 """

@@ -14,7 +14,7 @@ import torch
 
 from superduper.errors import InvalidInput, UserCodeError
 from superduper.training.objective import StepResult
-from superduper.training.ranking import is_better
+from superduper.training.ranking import improves
 from superduper.training.sources import Batch
 from superduper.training.weights import copy_of_state
 
@@ -40,42 +40,36 @@ class StopRun(Exception):
 class Policy:
     """Follows a run; every event does nothing until it is overridden.
 
+    | event | arguments beside `engine`, `epoch`, `step` |
+    | --- | --- |
+    | `run_started`, `epoch_started`, `validation_started` | |
+    | `step_started` | `batch` |
+    | `step_finished` | `batch`, `result` |
+    | `validation_finished`, `epoch_finished` | `train`, `metrics` |
+    | `run_finished` | `reason` |
+
     `epoch` counts the epochs before this one while it runs, and the completed ones after it;
     `step` counts completed steps. `train` holds the epoch's mean training losses, `metrics` what
     validation found. Validation also happens once before the first step, with `epoch=0`.
     """
 
-    def run_started(self, engine: "Engine") -> None: ...
+    # A base that takes anything lets an override name only what it needs, for type checkers too.
 
-    def epoch_started(self, engine: "Engine", epoch: int, step: int) -> None: ...
+    def run_started(self, *_: Any, **arguments: Any) -> None: ...
 
-    def step_started(self, engine: "Engine", epoch: int, step: int, batch: Batch) -> None: ...
+    def epoch_started(self, *_: Any, **arguments: Any) -> None: ...
 
-    def step_finished(
-        self, engine: "Engine", epoch: int, step: int, batch: Batch, result: StepResult
-    ) -> None: ...
+    def step_started(self, *_: Any, **arguments: Any) -> None: ...
 
-    def validation_started(self, engine: "Engine", epoch: int, step: int) -> None: ...
+    def step_finished(self, *_: Any, **arguments: Any) -> None: ...
 
-    def validation_finished(
-        self,
-        engine: "Engine",
-        epoch: int,
-        step: int,
-        train: Mapping[str, float],
-        metrics: Mapping[str, float],
-    ) -> None: ...
+    def validation_started(self, *_: Any, **arguments: Any) -> None: ...
 
-    def epoch_finished(
-        self,
-        engine: "Engine",
-        epoch: int,
-        step: int,
-        train: Mapping[str, float],
-        metrics: Mapping[str, float],
-    ) -> None: ...
+    def validation_finished(self, *_: Any, **arguments: Any) -> None: ...
 
-    def run_finished(self, engine: "Engine", reason: str) -> None: ...
+    def epoch_finished(self, *_: Any, **arguments: Any) -> None: ...
+
+    def run_finished(self, *_: Any, **arguments: Any) -> None: ...
 
     def state_dict(self) -> dict[str, Any]:
         """What has to be known to go on later: plain values and tensors."""
@@ -117,9 +111,7 @@ class NaNStop(Policy):
         self.interval = interval
         self._waiting: list[tuple[int, int, torch.Tensor, torch.Tensor]] = []
 
-    def step_finished(  # type: ignore[override]
-        self, epoch: int, step: int, batch: Batch, result: StepResult
-    ) -> None:
+    def step_finished(self, epoch: int, step: int, batch: Batch, result: StepResult) -> None:
         """Look at the loss, now or with the next ones."""
         for loss in result.losses.values():
             if loss.device.type != "cpu":
@@ -129,7 +121,7 @@ class NaNStop(Policy):
         if len(self._waiting) >= self.interval:
             self._look()
 
-    def validation_started(self) -> None:  # type: ignore[override]
+    def validation_started(self) -> None:
         """Look at what is waiting before weights can be called good."""
         self._look()
 
@@ -157,12 +149,12 @@ class BestWeights(Policy):
         self.best: dict[str, Any] | None = None
         self.weights: dict[str, dict[str, torch.Tensor]] = {}
 
-    def validation_finished(  # type: ignore[override]
+    def validation_finished(
         self, engine: "Engine", epoch: int, step: int, metrics: Mapping[str, float]
     ) -> None:
         """Keep the present weights if they are the best so far."""
-        value = _watched(metrics, self.watch)
-        if self.best is None or is_better(value, self.best[self.watch], self.higher_is_better):
+        check_watched(metrics, self.watch)
+        if self.best is None or improves(metrics, self.best, self.watch, self.higher_is_better):
             self.best = {"epoch": epoch, "step": step, **metrics}
             self.weights = {
                 name: copy_of_state(module) for name, module in engine.graph.modules.items()
@@ -189,21 +181,21 @@ class EarlyStopping(Policy):
         self.watch = watch
         self.higher_is_better = higher_is_better
         self.patience = patience
-        self.best: float | None = None
+        self.best: dict[str, float] | None = None
         self.waited = 0
 
-    def validation_finished(self, metrics: Mapping[str, float]) -> None:  # type: ignore[override]
+    def validation_finished(self, metrics: Mapping[str, float]) -> None:
         """Count validations without a new best."""
-        value = _watched(metrics, self.watch)
-        if is_better(value, self.best, self.higher_is_better):
-            self.best, self.waited = value, 0
+        check_watched(metrics, self.watch)
+        if improves(metrics, self.best, self.watch, self.higher_is_better):
+            self.best, self.waited = dict(metrics), 0
             return
         self.waited += 1
         if self.waited >= self.patience:
             raise StopRun(f"{self.watch} was not better for {self.patience} epochs")
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value and how long ago it was."""
+        """What the best validation measured, and how long ago it was."""
         return {"best": self.best, "waited": self.waited}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -211,10 +203,9 @@ class EarlyStopping(Policy):
         self.best, self.waited = state["best"], state["waited"]
 
 
-def _watched(metrics: Mapping[str, float], watch: str) -> float:
-    try:
-        return metrics[watch]
-    except KeyError:
+def check_watched(metrics: Mapping[str, float], watch: str) -> None:
+    """Raise InvalidInput if validation does not measure what is watched."""
+    if watch not in metrics:
         raise InvalidInput(
             f"cannot watch {watch!r}: validation measures {', '.join(sorted(metrics))}"
-        ) from None
+        )

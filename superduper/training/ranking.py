@@ -1,6 +1,7 @@
 """Which of two measured values is better. Needs no torch: the database's side uses it too."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -16,3 +17,20 @@ def is_better(value: float, than: float | None, higher_is_better: bool) -> bool:
     if than is None or math.isnan(than):
         return True
     return value > than if higher_is_better else value < than
+
+
+def improves(
+    measured: Mapping[str, float],
+    best: Mapping[str, float] | None,
+    watch: str,
+    higher_is_better: bool,
+) -> bool:
+    """Whether what was measured beats the best so far by the watched quantity.
+
+    Metrics on few documents are often equal: then the one with the lower loss is better.
+    """
+    if best is None:
+        return not math.isnan(measured[watch])
+    if measured[watch] == best[watch] and watch != "loss":
+        return is_better(measured.get("loss", math.nan), best.get("loss"), False)
+    return is_better(measured[watch], best[watch], higher_is_better)

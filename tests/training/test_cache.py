@@ -21,9 +21,12 @@ def fold_of(folder: Path, records: list[tuple[Any, Any]]) -> Fold:
 
 def test_samples_of_any_form_come_back_stacked(tmp_path: Path) -> None:
     records = [
-        ({"image": torch.full((2, 3), float(i)), "pair": (torch.tensor(i), torch.ones(1))}, torch.tensor(i))
+        (
+            {"image": torch.full((2, 3), float(i)), "pair": (torch.tensor(i), torch.ones(1))},
+            torch.tensor(i),
+        )
         for i in range(5)
-    ]  # fmt: skip
+    ]
     fold = fold_of(tmp_path, records)
     frame = fold.gather(torch.tensor([3, 0]))
     assert frame["x"]["image"][:, 0, 0].tolist() == [3.0, 0.0]

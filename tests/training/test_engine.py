@@ -24,13 +24,13 @@ class History(Policy):
         self.rows: list[dict[str, float]] = []
         self.reason = ""
 
-    def validation_finished(  # type: ignore[override]
+    def validation_finished(
         self, epoch: int, step: int, metrics: Mapping[str, float], train: Mapping[str, float]
     ) -> None:
         train = {f"train_{name}": value for name, value in train.items()}
         self.rows.append({"epoch": epoch, "step": step, **train, **metrics})
 
-    def run_finished(self, reason: str) -> None:  # type: ignore[override]
+    def run_finished(self, reason: str) -> None:
         self.reason = reason
 
     def state_dict(self) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def test_validation_runs_in_evaluation_mode_and_training_in_training_mode() -> N
 def test_batch_statistics_are_not_moved_by_validation() -> None:
     module = torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
     stage = stage_of(module, separable(32), separable(32, 9))
-    before = module[0].running_mean.clone()  # type: ignore[union-attr,operator]
+    before = torch.clone(module[0].running_mean)  # type: ignore[arg-type]
     evaluate(stage, stage.validation or stage.source)
     assert torch.equal(module[0].running_mean, before)  # type: ignore[arg-type]
 
@@ -189,6 +189,23 @@ def test_a_metric_is_maximised() -> None:
     assert best.best == {"epoch": 1, "step": 1, "accuracy": 0.9, "loss": 1.0}
 
 
+def test_of_equal_metrics_the_lower_loss_is_better() -> None:
+    stop = EarlyStopping("accuracy", True, patience=2)
+    rows = [(0.9, 1.0), (0.9, 0.8), (0.9, 0.9), (0.8, 0.1)]
+    waited = []
+    for accuracy, loss in rows[:3]:
+        stop.validation_finished({"accuracy": accuracy, "loss": loss})
+        waited.append(stop.waited)
+    assert waited == [0, 0, 1]
+    with pytest.raises(StopRun):
+        stop.validation_finished({"accuracy": rows[3][0], "loss": rows[3][1]})
+
+
+def test_watching_what_nobody_measures_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="cannot watch 'recall': validation measures loss"):
+        run(stage_of(network(), separable(16), separable(16)), EarlyStopping("recall", True, 3))
+
+
 def test_a_loss_that_is_no_number_fails_with_step_and_records() -> None:
     data = separable(64)
     data["x"][41, 0] = math.nan
@@ -206,7 +223,7 @@ def test_a_policy_takes_the_arguments_it_names_and_every_policy_hears_of_a_stop(
     heard: list[str] = []
 
     class Stopping(Policy):
-        def step_finished(self, step: int) -> None:  # type: ignore[override]
+        def step_finished(self, step: int) -> None:
             if step == 2:
                 raise StopRun("enough")
 
@@ -214,10 +231,10 @@ def test_a_policy_takes_the_arguments_it_names_and_every_policy_hears_of_a_stop(
         def step_finished(self, **arguments: Any) -> None:
             heard.append(f"step {arguments['step']} of {arguments['batch'].n}")
 
-        def epoch_finished(self, train: Mapping[str, float], epoch: int) -> None:  # type: ignore[override]
+        def epoch_finished(self, train: Mapping[str, float], epoch: int) -> None:
             heard.append(f"epoch {epoch} {sorted(train)}")
 
-        def run_finished(self) -> None:  # type: ignore[override]
+        def run_finished(self) -> None:
             heard.append("end")
 
     run(stage_of(network(), separable(64), separable(16, 9)), Stopping(), Hearing())
@@ -226,7 +243,7 @@ def test_a_policy_takes_the_arguments_it_names_and_every_policy_hears_of_a_stop(
 
 def test_an_exception_in_a_policy_fails_the_run() -> None:
     class Broken(Policy):
-        def epoch_started(self) -> None:  # type: ignore[override]
+        def epoch_started(self) -> None:
             raise ZeroDivisionError("mine")
 
     with pytest.raises(ZeroDivisionError, match="mine"):
@@ -244,7 +261,7 @@ def test_a_run_that_goes_on_later_ends_as_one_that_never_stopped(stopped_at: int
     class Snapshot(Policy):
         state: dict[str, Any]
 
-        def step_finished(self, engine: Engine, step: int) -> None:  # type: ignore[override]
+        def step_finished(self, engine: Engine, step: int) -> None:
             if step == stopped_at:
                 self.state = copied(engine.state_dict())
 
