@@ -65,6 +65,10 @@ _HINTS: dict[str, str] = {
 }
 
 
+_Check = Callable[[Any], None]
+"""Looks at a key."""
+
+
 class _Refused(Exception):
     """Carries an error up through the levels of a document, each of which adds its key."""
 
@@ -136,12 +140,12 @@ def _call(encoder: _Encoder, action: Callable[[Any], Any], value: Any) -> Any:
 
 
 def encode(value: Any) -> Any:
-    """A value as BSON has it.
+    """A value as BSON has it. Keys may start with `$`, for it may be a filter or an update.
 
     Raises InvalidInput, with the dotted path, for what has no place in a document.
     """
     with _named_errors():
-        return _encode(value, 0)
+        return _encode(value, 0, _check_name)
 
 
 def encode_document(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,7 +157,7 @@ def encode_document(document: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(document, Mapping):
         raise InvalidInput(f"a document must be a dict, not a {type(document).__name__}")
     with _named_errors():
-        encoded = _encode_mapping(document, 0)
+        encoded = _encode_mapping(document, 0, _check_key)
     _check_size(encoded)
     return encoded
 
@@ -185,17 +189,17 @@ def _culprit(document: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def _encode(value: Any, depth: int) -> Any:
+def _encode(value: Any, depth: int, check: _Check) -> Any:
     kind = type(value)
     if kind in _NUMBERLESS:
         return value
     if kind is int:
         return _checked(value)
     if kind is dict:
-        return _encode_mapping(value, depth)
+        return _encode_mapping(value, depth, check)
     if kind is list or kind is tuple:
-        return _encode_list(value, depth)
-    return _encode_rich(value, depth)
+        return _encode_list(value, depth, check)
+    return _encode_rich(value, depth, check)
 
 
 def _checked(value: int) -> int:
@@ -204,20 +208,20 @@ def _checked(value: int) -> int:
     return value
 
 
-def _encode_mapping(document: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+def _encode_mapping(document: Mapping[Any, Any], depth: int, check: _Check) -> dict[str, Any]:
     _check_depth(depth)
     encoded = {}
     for key, value in document.items():
-        _check_key(key)
+        check(key)
         try:
-            encoded[key] = _encode(value, depth + 1)
+            encoded[key] = _encode(value, depth + 1, check)
         except _Refused as refused:
             refused.keys.append(key)
             raise
     return encoded
 
 
-def _encode_list(values: Sequence[Any], depth: int) -> list[Any]:
+def _encode_list(values: Sequence[Any], depth: int, check: _Check) -> list[Any]:
     _check_depth(depth)
     kinds = set(map(type, values))
     if kinds <= _NUMBERLESS:
@@ -227,7 +231,7 @@ def _encode_list(values: Sequence[Any], depth: int) -> list[Any]:
     encoded = []
     for index, value in enumerate(values):
         try:
-            encoded.append(_encode(value, depth + 1))
+            encoded.append(_encode(value, depth + 1, check))
         except _Refused as refused:
             refused.keys.append(str(index))
             raise
@@ -239,28 +243,31 @@ def _check_depth(depth: int) -> None:
         raise _Refused(InvalidInput(f"nested more than {MAX_DEPTH} levels deep"))
 
 
-def _check_key(key: Any) -> None:
+def _check_name(key: Any) -> None:
     if not isinstance(key, str):
-        problem = f"a field's name must be text, not a {type(key).__name__}"
-    elif key.startswith("$"):
-        problem = f"a field's name must not start with '$': {key[:40]!r}"
-    elif "\0" in key:
-        problem = f"a field's name must not contain NUL: {key[:40]!r}"
-    else:
-        return
-    raise _Refused(InvalidInput(problem))
+        raise _Refused(
+            InvalidInput(f"a field's name must be text, not {type(key).__name__} ({key!r:.40})")
+        )
+    if "\0" in key:
+        raise _Refused(InvalidInput(f"a field's name must not contain NUL: {key[:40]!r}"))
 
 
-def _encode_rich(value: Any, depth: int) -> Any:
+def _check_key(key: Any) -> None:
+    _check_name(key)
+    if key.startswith("$"):
+        raise _Refused(InvalidInput(f"a field's name must not start with '$': {key[:40]!r}"))
+
+
+def _encode_rich(value: Any, depth: int, check: _Check) -> Any:
     encoder = _encoder_of(value)
     if encoder is not None:
         data = _call(encoder, encoder.encode, value)
-        return {"encoder": encoder.name, "data": _encode(data, depth + 1)}
+        return {"encoder": encoder.name, "data": _encode(data, depth + 1, check)}
     try:
         if tensors.is_array(value):
             return tensors.encode_array(value)
         if tensors.is_scalar(value):
-            return _encode(tensors.encode_scalar(value), depth)
+            return _encode(tensors.encode_scalar(value), depth, check)
         if images.is_image(value):
             return images.encode_image(value)
     except SuperduperError as error:
@@ -270,9 +277,9 @@ def _encode_rich(value: Any, depth: int) -> Any:
     if isinstance(value, _NATIVE):
         return value
     if isinstance(value, Mapping):
-        return _encode_mapping(value, depth)
+        return _encode_mapping(value, depth, check)
     if isinstance(value, (list, tuple)):
-        return _encode_list(value, depth)
+        return _encode_list(value, depth, check)
     raise _Refused(InvalidInput(_unknown(type(value))))
 
 

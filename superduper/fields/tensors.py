@@ -44,10 +44,10 @@ MAX_DIMENSIONS = 32
 NPY_MAGIC = b"\x93NUMPY"
 _TENSOR_KEYS = {"dtype", "shape", "data"}
 
-# The first two bytes of a BSON vector: its datatype and how many bits of the last byte are unused.
-_HEADERS = {"int8": b"\x03\x00", "float32": b"\x27\x00"}
-_VECTOR_TYPES = {0x03: "int8", 0x27: "float32", 0x10: "bits"}
-_BITS = 0x10
+# The first byte of a BSON vector. The second: how many bits of the last byte are unused.
+_VECTOR_TYPES = {0x03: "int8", 0x27: "float32", 0x10: "bool"}
+_HEADERS = {name: code for code, name in _VECTOR_TYPES.items()}
+_DIGITS = bytes.maketrans(b"\0\1", b"01")
 
 
 def loaded(module: str) -> Any:
@@ -140,18 +140,31 @@ def _encode_numpy(array: Any, name: str, kind: str) -> Any:
         raise InvalidInput("a masked array cannot be stored: fill it first (.filled(value))")
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
-    if array.ndim == 1:
-        if name in _HEADERS:
-            return Binary(_HEADERS[name] + array.tobytes(), VECTOR_SUBTYPE)
-        if name == "bool":
-            header = bytes((_BITS, -len(array) % 8))
-            return Binary(header + numpy.packbits(array).tobytes(), VECTOR_SUBTYPE)
+    if array.ndim == 1 and name in _HEADERS:
+        return _vector(name, array.tobytes())
     return {
         "dtype": name,
         "shape": list(array.shape),
         "data": array.tobytes(),
         "kind": kind,
     }
+
+
+def _vector(name: str, data: bytes) -> Binary:
+    """A BSON vector of the elements' bytes; truth values are packed, eight in a byte."""
+    padding = 0
+    if name == "bool" and data:
+        padding = -len(data) % 8
+        digits = data.translate(_DIGITS) + b"0" * padding
+        data = int(digits, 2).to_bytes(len(digits) // 8, "big")
+    return Binary(bytes((_HEADERS[name], padding)) + data, VECTOR_SUBTYPE)
+
+
+def as_stored(value: dict[str, Any]) -> Any:
+    """What encoding would have made of the tensor of a checked document: a vector where it can."""
+    if len(value["shape"]) == 1 and value["dtype"] in _HEADERS:
+        return _vector(value["dtype"], value["data"])
+    return value
 
 
 # Decoding ------------------------------------------------------------------------------------
@@ -162,20 +175,22 @@ def is_vector(value: Any) -> bool:
     return isinstance(value, Binary) and value.subtype == VECTOR_SUBTYPE
 
 
-def is_tensor_document(value: Mapping[str, Any]) -> bool:
+def is_tensor_document(value: Mapping[str, Any], data: type = bytes) -> bool:
     """Whether a document is a stored tensor; its content is checked by `check_tensor_document`."""
     return (
         "dtype" in value
         and value.keys() - {"kind"} == _TENSOR_KEYS
         and isinstance(value["dtype"], str)
         and isinstance(value["shape"], list)
-        and isinstance(value["data"], bytes)
+        and isinstance(value["data"], data)
     )
 
 
 def check_tensor_document(value: Mapping[str, Any]) -> None:
     """Raise InvalidInput if a stored tensor's datatype is unknown or its bytes do not fit."""
     _check_tensor(value["dtype"], value["shape"], len(value["data"]))
+    if value["dtype"] == "bool" and value["data"].translate(None, b"\0\1"):
+        raise InvalidInput("the data of a tensor of bool must be bytes of 0 and 1")
 
 
 def _check_tensor(name: str, shape: list[Any], size: int) -> None:
@@ -197,14 +212,14 @@ def _check_tensor(name: str, shape: list[Any], size: int) -> None:
 
 
 def read_vector(value: Binary) -> tuple[str, int, memoryview]:
-    """Element type (`int8`, `float32` or `bits`), number of elements and bytes of a BSON vector.
+    """Element type (int8, float32 or packed bool), number of elements and bytes of a vector.
 
     Raises InvalidInput for a header or a length that no vector can have.
     """
     if len(value) < 2 or value[0] not in _VECTOR_TYPES:
         raise InvalidInput("a BSON vector (binary subtype 9) has an unknown header")
     name, padding, data = _VECTOR_TYPES[value[0]], value[1], memoryview(value)[2:]
-    if name == "bits":
+    if name == "bool":
         if padding > 7 or (padding and not data):
             raise InvalidInput(f"a BSON vector of bits cannot have {padding} bits of padding")
         return name, len(data) * 8 - padding, data
@@ -217,7 +232,7 @@ def read_vector(value: Binary) -> tuple[str, int, memoryview]:
 def vector_numbers(value: Binary) -> list[Any]:
     """The numbers of a BSON vector; bits as 0 and 1."""
     name, count, data = read_vector(value)
-    if name == "bits":
+    if name == "bool":
         return [(data[index >> 3] >> (7 - (index & 7))) & 1 for index in range(count)]
     return list(struct.unpack(f"<{count}{'b' if name == 'int8' else 'f'}", data))
 
@@ -246,7 +261,7 @@ def decode_vector(value: Binary, arrays: Arrays) -> Any:
     module = library(arrays)
     if module is None:
         return value
-    if name == "bits":
+    if name == "bool":
         numpy = _numpy("decoding a vector of bits")
         packed = numpy.frombuffer(data, dtype="uint8")
         return _given_to(module, numpy.unpackbits(packed, count=count).astype(bool))
