@@ -44,6 +44,16 @@ class ChannelClosed(Exception):
     """The other end is closed: nobody would get the message."""
 
 
+class ChildError(UserCodeError):
+    """User code raised an exception in a child; type, text and traceback as the child told them."""
+
+    def __init__(self, message: str, *, type: str, text: str, traceback: str) -> None:
+        super().__init__(message)
+        self.type = type
+        self.text = text
+        self.traceback = traceback
+
+
 def encode(message: Mapping[str, Any]) -> bytes:
     """The frame's body.
 
@@ -177,6 +187,9 @@ def _answer(handlers: Mapping[str, Handler], message: Message) -> Message:
 
 def describe(error: BaseException, *, skip_frames: int = 0) -> dict[str, str]:
     """An exception as `{code, type, message, traceback}`, texts shortened."""
+    if isinstance(error, ChildError):
+        told = {"type": error.type, "message": error.text, "traceback": error.traceback}
+        return {"code": error.code, **told}
     trace = error.__traceback__
     for _ in range(skip_frames):
         trace = trace.tb_next if trace is not None else None

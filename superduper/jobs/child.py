@@ -19,7 +19,6 @@ from superduper.errors import (
     SuperduperError,
     TimedOut,
     TooLarge,
-    UserCodeError,
     error_of,
 )
 from superduper.jobs.channel import (
@@ -27,6 +26,7 @@ from superduper.jobs.channel import (
     BrokenFrame,
     Channel,
     ChannelClosed,
+    ChildError,
     Message,
     encode,
 )
@@ -43,16 +43,6 @@ QUOTED_CHARACTERS = 2000
 _OWN_CODES = {kind.code for kind in (ArtifactRejected, InvalidInput, MissingExtra, TooLarge)}
 
 Event = dict[str, Any]
-
-
-class ChildError(UserCodeError):
-    """User code raised an exception in a child; type, text and traceback as the child told them."""
-
-    def __init__(self, message: str, *, type: str, text: str, traceback: str) -> None:
-        super().__init__(message)
-        self.type = type
-        self.text = text
-        self.traceback = traceback
 
 
 class Child:

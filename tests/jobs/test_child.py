@@ -27,7 +27,8 @@ from superduper.errors import (
     UserCodeError,
 )
 from superduper.jobs import process
-from superduper.jobs.child import Child, ChildError
+from superduper.jobs.channel import ChildError
+from superduper.jobs.child import Child
 from superduper.jobs.limits import Limits
 from superduper.jobs.queue import Cancelled
 from tests.jobs.waiting import is_gone, until
