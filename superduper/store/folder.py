@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, Self
 
+from superduper.errors import InvalidInput
+
 LOG_LIMIT = 10_000_000  # bytes, after which a log starts anew and the old one is kept once
 
 
@@ -86,9 +88,15 @@ class Folder:
         self._port = self.path / "port"
 
     def create(self) -> None:
-        """Make the folders that are not there yet, private to this user."""
-        for folder in (self.path, self.data, self.logs):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Make the folders that are not there yet, private to this user.
+
+        Raises InvalidInput if that cannot be done there.
+        """
+        try:
+            for folder in (self.path, self.data, self.logs):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidInput(f"no store can be kept in {self.path}: {error}") from error
 
     def has_keeper(self) -> bool:
         """Whether a keeper lives."""
