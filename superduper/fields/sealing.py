@@ -86,7 +86,7 @@ def seal(value: Mapping[str, Any]) -> Sealed:
         torch_version=str(torch.__version__) if torch is not None else None,
         source=source_of(parts.get("object")),
         type=_type_name(parts.get("object")),
-        modules=tuple(sorted(referenced_modules(code))),
+        modules=tuple(sorted(_needed_modules(code, form))),
     )
 
 
@@ -250,6 +250,12 @@ def referenced_modules(code: bytes, whole: bool = False) -> set[str]:
     # dill also imports modules by name, through a function of its own.
     found |= {text for text in strings if text in sys.modules and is_local(text)}
     return found if whole else {name.split(".")[0] for name in found}
+
+
+def _needed_modules(code: bytes, form: str) -> set[str]:
+    """The modules that a loading process must have; cloudpickle brings the local ones along."""
+    names = referenced_modules(code)
+    return names - {name for name in names if is_local(name)} if form == "cloudpickle" else names
 
 
 def is_local(name: str) -> bool:
