@@ -7,33 +7,30 @@ import contextlib
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bson.codec_options import CodecOptions
-from bson.raw_bson import RawBSONDocument
 from pymongo.database import Database
 
 from superduper import settings
 from superduper.errors import InvalidInput
-from superduper.imputations.folds import FIELD, fold_of
+from superduper.imputations.fit_documents import batches, documents
+from superduper.imputations.folds import fold_of
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.promote import Candidate, promote_if_better
-from superduper.imputations.provenance import BASE, FILL, input_values, is_ours
-from superduper.imputations.states import selection
+from superduper.jobs.channel import ChildError
 from superduper.jobs.child import Child
 from superduper.jobs.limits import Limits
-from superduper.jobs.queue import Cancelled, RunningJob
+from superduper.jobs.queue import Cancelled, RunningJob, error_document
+from superduper.jobs.worker import RETRIED
 from superduper.store.artifacts import ArtifactStore
 from superduper.store.registry import Component, Registry
 from superduper.training.runs import Runs
 
 ENTRY = "superduper.imputations.fit_child:main"
-BATCH_DOCUMENTS = 1_000
-BATCH_BYTES = 8 << 20
 REPORT_SECONDS = 0.2
 # Less than the ten minutes after which a server forgets a cursor that nobody reads from.
 BATCH_SECONDS = 540
@@ -95,51 +92,6 @@ def adopt(imputations: Imputations, runs: Runs, record: ImputationRecord, *, by:
     return version
 
 
-def documents(database: Database[Any], record: ImputationRecord) -> Generator[RawBSONDocument]:
-    """The documents an imputation may learn from, in order of `_id`.
-
-    Those that have every input, pass the filter, and have every target with a value that is not
-    null and that a person gave: a value of ours never becomes a label.
-    """
-    labelled = [{path: {"$exists": True, "$ne": None}} for path in record.target_paths]
-    wanted = {"$and": [selection(record), *(each for each in labelled if BASE not in each)]}
-    raw: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
-    collection = database.get_collection(record.collection, codec_options=raw)
-    found = collection.find(wanted, _projection(record), batch_size=BATCH_DOCUMENTS)
-    for document in found.sort("_id", 1):
-        # A path into an array matches the filter and is still no field: see `fields.paths`.
-        inputs = input_values(document, record.input_paths)
-        targets = input_values(document, record.target_paths)
-        if inputs is None or targets is None:
-            continue
-        if not any(is_ours(document, path) for path in record.target_paths):
-            yield document
-
-
-def _projection(record: ImputationRecord) -> dict[str, int] | None:
-    read = {*record.input_paths, *record.target_paths, FIELD, FILL}
-    if BASE in read:
-        return None
-    # MongoDB refuses a projection with both a field and a part of it.
-    return {
-        path: 1 for path in sorted(read) if not any(path.startswith(f"{other}.") for other in read)
-    }
-
-
-def batches(found: Iterator[RawBSONDocument]) -> Iterator[list[RawBSONDocument]]:
-    """Documents in batches of bounded number and size."""
-    batch: list[RawBSONDocument] = []
-    size = 0
-    for document in found:
-        batch.append(document)
-        size += len(document.raw)
-        if len(batch) >= BATCH_DOCUMENTS or size >= BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
 def _check(record: ImputationRecord) -> None:
     spec = record.spec
     if spec.get("loss") is None:
@@ -160,6 +112,12 @@ def _begun(record: ImputationRecord, job: str | None, seed: int | None) -> dict[
             key: spec.get(key) for key in ("model", "target", "loss", "metrics", "pins", *_TRAINING)
         },
     }
+
+
+def _told(error: BaseException) -> dict[str, Any]:
+    if isinstance(error, ChildError):
+        return {"type": error.type, "message": error.text, "traceback": error.traceback}
+    return error_document(error)
 
 
 class _Fit:
@@ -193,11 +151,18 @@ class _Fit:
         try:
             return self._run()
         except BaseException as error:
-            stopped = isinstance(error, Cancelled | KeyboardInterrupt | SystemExit)
-            described = {"type": type(error).__name__, "message": str(error)[:4_000]}
-            runs.append(self.run_id, self.rows)
-            runs.finish(self.run_id, "cancelled" if stopped else "failed", error=described)
+            self._failed(error)
             raise
+
+    def _failed(self, error: BaseException) -> None:
+        """Record in the run what it failed of, and in the imputation if nobody tries again."""
+        stopped = isinstance(error, Cancelled | KeyboardInterrupt | SystemExit)
+        told = {**_told(error), "job": self.job.id, "run": self.run_id}
+        self.work.runs.append(self.run_id, self.rows)
+        self.work.runs.finish(self.run_id, "cancelled" if stopped else "failed", error=told)
+        again = isinstance(error, RETRIED) and self.job.attempts < self.job.max_attempts
+        if self.job.cancelled.is_set() or not (stopped or again or self.job.lost):
+            self.work.imputations.set_error(self.record, told)
 
     def _run(self) -> dict[str, Any]:
         self._load()
@@ -291,7 +256,7 @@ class _Fit:
             for batch in batches(found):
                 message = {
                     "op": "documents",
-                    "documents": batch,
+                    "documents": [document.raw for document in batch],
                     "folds": [fold_of(document) for document in batch],
                 }
                 answer = self._ask(message, BATCH_SECONDS)

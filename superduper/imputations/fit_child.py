@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import bson
 import numpy
 import torch
+from bson.codec_options import CodecOptions, DatetimeConversion
 
 from superduper.errors import InvalidInput
 from superduper.imputations.fit_measures import Answers, FittedLoss, apply, metrics_of
@@ -41,6 +43,11 @@ from superduper.training.weights import copy_of_state, weights_blob, weights_has
 
 REPORT_SECONDS = 0.2
 _SHOWN_IDS = 20
+
+# As documents are read to be filled: odd text and dates are data too, and no reason to die.
+_DECODING: CodecOptions[dict[str, Any]] = CodecOptions(
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler="replace"
+)
 
 
 def main(channel: Channel) -> None:
@@ -80,7 +87,7 @@ class Reporter(Policy):
         self.total = total
         self._last = 0.0
 
-    def step_finished(self, epoch: int, step: int, result: StepResult) -> None:  # type: ignore[override]
+    def step_finished(self, epoch: int, step: int, result: StepResult) -> None:
         """Report, unless it was done a moment ago."""
         now = time.monotonic()
         if now - self._last < REPORT_SECONDS:
@@ -89,7 +96,7 @@ class Reporter(Policy):
         losses = {name: float(loss) for name, loss in result.losses.items()}
         self.send({"event": {"step": {"epoch": epoch, "step": step, "of": self.total, **losses}}})
 
-    def validation_finished(  # type: ignore[override]
+    def validation_finished(
         self, epoch: int, step: int, train: Mapping[str, float], metrics: Mapping[str, float]
     ) -> None:
         """Report the row of an epoch."""
@@ -147,7 +154,8 @@ class Fitting:
 
     def documents(self, message: Message) -> Message:
         """Take a batch of documents with their folds."""
-        self.records.take(message["documents"], message["folds"])
+        documents = [bson.decode(raw, _DECODING) for raw in message["documents"]]
+        self.records.take(documents, message["folds"])
         return {"made": self.records.made, "skipped": self.records.skipped.count}
 
     def seal(self, message: Message) -> Message:
