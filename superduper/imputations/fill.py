@@ -126,7 +126,7 @@ def guarded(
 
 
 def update_of(fill: Fill, *, exact: bool = False) -> UpdateOne:
-    """The update that applies a fill; `exact` compares with more care, for when it had no effect."""
+    """The update that applies a fill; `exact` compares with more care, where it had no effect."""
     equal = dict(fill.inputs)
     missing = [fill.target]
     if fill.replaces is not None:

@@ -13,12 +13,15 @@ from typing import Any
 
 from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
+from pymongo import UpdateOne
 from pymongo.collection import Collection
 from pymongo.database import Database
 
+from superduper.imputations.corrections import releases
 from superduper.imputations.decide import RAW, Work, decide, projection, split_outputs
+from superduper.imputations.events import Echoes
 from superduper.imputations.failures import MAX_ATTEMPTS, Case, Failures, key_of
-from superduper.imputations.fill import Fill, removal_of, update_of, write
+from superduper.imputations.fill import Fill, Written, removal_of, update_of, write
 from superduper.imputations.imputation import ImputationRecord
 from superduper.imputations.isolate import Isolation, Outcome
 from superduper.imputations.provenance import BASE, FILL, as_one_value, fill_record
@@ -54,6 +57,7 @@ class Prepared:
     failed: list[tuple[Case, Mapping[str, Any]]] = field(default_factory=list)
     withheld: list[tuple[Case, float | None]] = field(default_factory=list)
     clearing: list[Work] = field(default_factory=list)
+    released: list[UpdateOne] = field(default_factory=list)
     settled: list[Any] = field(default_factory=list)
     known: set[bytes] = field(default_factory=set)
     attempts: dict[bytes, int] = field(default_factory=dict)
@@ -75,7 +79,9 @@ class Filler:
         *,
         clock: Callable[[], int],
         counters: Counters,
+        echoes: Echoes,
     ) -> None:
+        self.echoes = echoes
         self.record = record
         self.isolation = isolation
         self.clock = clock
@@ -90,9 +96,23 @@ class Filler:
             wanted["$and"] = [self.record.spec["filter"]]
         return list(self.collection.find(wanted, projection(self.record)))
 
-    def fill_ids(self, document_ids: Sequence[Any]) -> None:
-        """Bring these documents up to date."""
+    def fill_ids(
+        self, document_ids: Sequence[Any], touched: Mapping[bytes, int] | None = None
+    ) -> None:
+        """Bring these documents up to date.
+
+        `touched` tells when a person wrote a field that we fill, by `key_of` the document.
+        """
+        if touched:
+            persons = releases(self.record, self.read(document_ids), touched)
+            self.counters.add("corrected", write(self.collection, persons).modified)
         self._rounds(document_ids, {}, {}, ROUNDS)
+
+    def forget(self, document_ids: Sequence[Any]) -> None:
+        """Drop what is known of documents that were deleted."""
+        self.failures.forget(
+            [each["document"] for each in self.failures.known(document_ids).values()]
+        )
 
     def prepare(self, documents: Sequence[RawBSONDocument]) -> Prepared:
         """Decide and predict for documents that have just been read."""
@@ -166,6 +186,7 @@ class Filler:
         """The documents to predict for; those that failed before or are done are left out."""
         known = self.failures.known(document_ids)
         prepared = Prepared(known=set(known), attempts=dict(attempts or {}))
+        prepared.released = releases(self.record, documents)
         works, needy = dict[bytes, Work](), set[bytes]()
         for document in documents:
             work = decide(self.record, document)
@@ -236,11 +257,13 @@ class Filler:
     def _write(self, prepared: Prepared, exact: Members[bytes] = ()) -> list[Any]:
         """Write a batch; the ids of documents that may need another round."""
         self._clear(prepared.clearing)
+        self.counters.add("corrected", write(self.collection, prepared.released).modified)
+        echoes = [(fill.target, key_of(fill.document_id)) for _, fill in prepared.fills]
         updates = [
-            update_of(fill, exact=bool(exact) and key_of(fill.document_id) in exact)
-            for _, fill in prepared.fills
+            update_of(fill, exact=key in exact)
+            for (_, fill), (_, key) in zip(prepared.fills, echoes, strict=True)
         ]
-        written = write(self.collection, updates)
+        written = self._send(updates, echoes)
         for position, error in written.errors.items():
             prepared.failed.append((prepared.fills[position][0].case, error))
         possible = len(updates) - len(written.errors)
@@ -250,6 +273,17 @@ class Filler:
         done = written.modified == possible
         self.failures.forget(prepared.settled + (_known_fills(prepared) if done else []))
         return [] if done else _unsettled(prepared)
+
+    def _send(self, updates: list[UpdateOne], echoes: list[tuple[str, bytes]]) -> Written:
+        """Write fills; unless all took effect, none of their events is taken for granted."""
+        written = Written()
+        self.echoes.expect(echoes)
+        try:
+            written = write(self.collection, updates)
+        finally:
+            if written.modified < len(updates):
+                self.echoes.withdraw(echoes)
+        return written
 
     def _note(self, prepared: Prepared) -> None:
         now = self.clock()

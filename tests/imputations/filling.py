@@ -1,4 +1,4 @@
-"""A filler on a real collection, whose model is a function of the test: for races in slow motion."""
+"""A filler on a real collection, its model a function of the test: for races in slow motion."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import bson
 from pymongo.database import Database
 
+from superduper.imputations.events import Echoes
 from superduper.imputations.imputation import ImputationRecord
 from superduper.imputations.isolate import Isolation, Patience
 from superduper.imputations.process import Counters, Filler
@@ -72,13 +73,21 @@ class Filling:
         self.docs = database["docs"]
         self.predictor = FunctionPredictor(function)
         self.counters = Counters()
+        self.echoes = Echoes()
         self.now = 1_700_000_000_000
         self.filler = self.filler_of(record or record_of())
 
     def filler_of(self, record: ImputationRecord) -> Filler:
         """A filler for a record, with the parts of this one."""
         isolation = Isolation(self.predictor, object(), Patience(30.0))
-        return Filler(self.database, record, isolation, clock=self.clock, counters=self.counters)
+        return Filler(
+            self.database,
+            record,
+            isolation,
+            clock=self.clock,
+            counters=self.counters,
+            echoes=self.echoes,
+        )
 
     def clock(self) -> int:
         """A clock that never says the same twice."""

@@ -1,0 +1,88 @@
+"""Which changes of a collection matter to an imputation, told by the names of the fields alone.
+
+Most changes that a watcher sees are its own fills coming back; they must cost nothing. A change
+that may matter is only a hint: the document is read afresh and decided upon.
+"""
+
+import threading
+from collections.abc import Iterable
+
+from superduper.imputations.failures import key_of
+from superduper.imputations.imputation import ImputationRecord
+from superduper.imputations.provenance import BASE, FILL, fill_path
+from superduper.store.changes import Change
+
+MOST_ECHOES = 200_000
+
+
+class Echoes:
+    """Fills of our own whose change events are still to come; for several threads."""
+
+    def __init__(self) -> None:
+        self._expected: set[tuple[str, bytes]] = set()
+        self._lock = threading.Lock()
+
+    def expect(self, fills: Iterable[tuple[str, bytes]]) -> None:
+        """Fields and documents that are about to be written."""
+        with self._lock:
+            if len(self._expected) < MOST_ECHOES:
+                self._expected.update(fills)
+
+    def withdraw(self, fills: Iterable[tuple[str, bytes]]) -> None:
+        """They may not have been written after all: whatever event comes is looked at."""
+        with self._lock:
+            self._expected.difference_update(fills)
+
+    def heard(self, path: str, key: bytes) -> bool:
+        """Whether this is the event of a fill of ours; true once for each."""
+        with self._lock:
+            if (path, key) not in self._expected:
+                return False
+            self._expected.remove((path, key))
+            return True
+
+
+def overlap(first: str, second: str) -> bool:
+    """Whether two paths name the same field, or one a part of the other."""
+    return first == second or first.startswith(f"{second}.") or second.startswith(f"{first}.")
+
+
+def touched_by_person(record: ImputationRecord, change: Change) -> bool:
+    """Whether a field that we fill was written without its provenance: not by us, then."""
+    if change.touched is None:
+        return False
+    return any(
+        _touches(change.touched, path) and not _touches(change.touched, fill_path(path))
+        for path in record.write_paths
+    )
+
+
+def matters(record: ImputationRecord, change: Change, echoes: Echoes) -> bool:
+    """Whether a document may need something of an imputation after this change."""
+    touched = change.touched
+    if touched is None:
+        return True
+    key = key_of(change.id)
+    ours = {
+        path
+        for path in record.write_paths
+        if _touches(touched, path)
+        and _touches(touched, fill_path(path))
+        and echoes.heard(path, key)
+    }
+    return any(_name_matters(record, name, ours) for name in touched)
+
+
+def _touches(names: Iterable[str], path: str) -> bool:
+    return any(overlap(name, path) for name in names)
+
+
+def _name_matters(record: ImputationRecord, name: str, ours: set[str]) -> bool:
+    if any(overlap(name, path) for path in record.input_paths):
+        return True
+    written = [path for path in record.write_paths if overlap(name, path)]
+    if written:
+        return not set(written) <= ours
+    if overlap(name, FILL):
+        return False
+    return bool(BASE in record.input_paths or record.spec.get("filter"))
