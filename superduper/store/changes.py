@@ -6,6 +6,8 @@ token and now is gone, HistoryLost says so, and the reader walks the collection 
 """
 
 import logging
+import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -19,6 +21,8 @@ HISTORY_LOST = (286, 280, 260, 10334)
 HISTORY_LOST_LABEL = "NonResumableChangeStreamError"
 CURSOR_GONE = (43, 237)  # not found, killed: the server was restarted or has cleaned up
 RESUMABLE_LABEL = "ResumableChangeStreamError"
+# A stream that has not been at the history's end for so long may have been overtaken by its cut.
+BEHIND_SECONDS = 5.0
 ENDINGS = ("drop", "rename", "dropDatabase", "invalidate")
 
 NAMES = {
@@ -102,7 +106,7 @@ class Changes:
         """Give the cursor back."""
         try:
             if self._cursor:
-                self._command({"killCursors": self._name, "cursors": [self._cursor]})
+                self._kill(self._cursor)
         except PyMongoError:
             logger.debug("the cursor is left to its timeout", exc_info=True)
         finally:
@@ -113,6 +117,9 @@ class Changes:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _kill(self, cursor: int) -> None:
+        self._command({"killCursors": self._name, "cursors": [cursor]})
 
     def _find_identity(self) -> Any:
         """The collection's UUID; None if it does not exist yet."""
@@ -136,10 +143,12 @@ class Changes:
     def _open(self) -> None:
         self._cursor = 0
         self._proved = False
+        self._at_end = -math.inf if self._resume else time.monotonic()
         try:
             found = self._watch(self._resume)
         except OperationFailure as error:
-            raise self._judge(error) from error
+            self._refuse_lost(error)
+            raise
         self._cursor = found["id"]
         self._first: dict[str, Any] | None = found if found["firstBatch"] else None
         if self._resume is None:
@@ -158,16 +167,32 @@ class Changes:
         """Wait for the first change, then take what is there; the token moves when all is well."""
         changes: list[Change] = []
         token = self._resume
+        behind = time.monotonic() - self._at_end > BEHIND_SECONDS
         wait_ms = max(1, max_wait_ms)
         while len(changes) < max_events:
             batch, after = self._get_more(max_events - len(changes), wait_ms)
             changes += [self._read(event) for event in batch]
             token = after or (batch[-1]["_id"] if batch else token)
             if not batch:
+                self._at_end = time.monotonic()
                 break
             wait_ms = 1
+        if behind and changes:
+            self._check_history()
         self._resume = token
         return changes
+
+    def _check_history(self) -> None:
+        """Raise HistoryLost if the history since the token is no longer whole.
+
+        The embedded store passes over what was cut off under an open stream without an error, and
+        checks only when one is opened.
+        """
+        try:
+            self._kill(self._watch(self._resume)["id"])
+        except OperationFailure as error:
+            self._refuse_lost(error)
+            raise
 
     def _get_more(self, size: int, wait_ms: int) -> tuple[list[dict[str, Any]], Any]:
         """The next events, and the token after them."""
@@ -180,7 +205,8 @@ class Changes:
         try:
             reply = self._command({**command, "batchSize": size, "maxTimeMS": wait_ms})["cursor"]
         except OperationFailure as error:
-            raise self._judge(error) from error
+            self._refuse_lost(error)
+            raise
         self._proved = True
         self._cursor = reply["id"]
         return reply["nextBatch"], reply.get("postBatchResumeToken")
@@ -193,22 +219,21 @@ class Changes:
         at = int(DatetimeMS(wall)) if wall else event["clusterTime"].time * 1000
         return Change(event["documentKey"]["_id"], kind, _touched(event), at)
 
-    def _judge(self, error: OperationFailure) -> Exception:
-        """HistoryLost if the token is at fault, else the error itself.
+    def _refuse_lost(self, error: OperationFailure) -> None:
+        """Raise HistoryLost if the error means that the token is of no use any more.
 
         A server may check the token only at the first `getMore`. What it answers to one that it
         cannot read differs from server to server: then a stream without it opens.
         """
         if error.code in HISTORY_LOST or error.has_error_label(HISTORY_LOST_LABEL):
-            return HistoryLost(str(error))
+            raise HistoryLost(str(error)) from error
         if self._proved or self._resume is None or _is_transient(error):
-            return error
+            return
         try:
-            self._cursor = self._watch(None)["id"]
-            self.close()
+            self._kill(self._watch(None)["id"])
         except OperationFailure:
-            return error
-        return HistoryLost(f"the token was refused: {error}")
+            return  # the token is not what is wrong
+        raise HistoryLost(f"the token was refused: {error}") from error
 
     def _command(self, command: dict[str, Any]) -> dict[str, Any]:
         return self._database.command(command, codec_options=self._codec, session=self._session)
