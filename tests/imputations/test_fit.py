@@ -1,0 +1,429 @@
+"""Fits on a real store with real children: what is learned from, what comes of it, what fails."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from pymongo.database import Database
+from safetensors.torch import load
+
+from superduper.errors import InvalidInput, UserCodeError
+from superduper.fields import codec
+from superduper.imputations.fit import adopt, fit
+from superduper.imputations.fit_documents import documents
+from superduper.imputations.folds import fold_of_id
+from superduper.imputations.provenance import fill_record, value_hash
+from superduper.jobs.queue import Cancelled
+from superduper.training.runs import Runs
+from tests.imputations.fitting import Classifier, Fitting, Labels, equal, points
+
+
+@pytest.fixture
+def fitting(database: Database[Any]) -> Fitting:
+    return Fitting(database)
+
+
+def ids_of(fold: str, count: int) -> list[int]:
+    """The first numbers that fall into a fold."""
+    return [number for number in range(100 * count) if fold_of_id(number) == fold][:count]
+
+
+def test_digits_are_learned_and_the_best_version_goes_live(fitting: Fitting) -> None:
+    from sklearn.datasets import load_digits
+
+    class Digits(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layers = torch.nn.Sequential(
+                torch.nn.Flatten(),
+                torch.nn.Linear(64, 32),
+                torch.nn.ReLU(),
+                torch.nn.Linear(32, 10),
+            )
+
+        def preprocess(self, image: torch.Tensor) -> torch.Tensor:
+            return image / 16
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.layers(images)  # type: ignore[no-any-return]
+
+        def postprocess(self, row: torch.Tensor) -> str:
+            return f"digit {int(row.argmax())}"
+
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32)
+    fitting.insert({i: (images[i], f"digit {digits.target[i]}") for i in range(600)})
+    fitting.register_all(Digits(), Labels([f"digit {i}" for i in range(10)]))
+    record = fitting.declare(watch="accuracy", lr=0.01, batch_size=64, max_epochs=25)
+    run = fitting.fit(record)
+
+    assert run["status"] == "succeeded"
+    assert run["best"]["accuracy"] > 0.9
+    assert run["metrics"]["accuracy"] > 0.85
+    assert run["scored"]["fold"] == "test" and run["scored"]["n"] == run["data"]["test"]["n"] > 30
+    assert sum(fold["n"] for fold in run["data"].values()) == 600
+    assert [row["epoch"] for row in run["history"]] == list(range(len(run["history"])))
+    assert run["best"]["accuracy"] == max(row["accuracy"] for row in run["history"])
+    assert run["initial_hash"] != run["final_hash"]
+    assert run["seed"] == 1 and run["device"] and run["versions"]["torch"] == torch.__version__
+    assert (run["promoted"], run["reason"]) == (True, "the first version")
+
+    live = fitting.imputations.get("docs", record.name)
+    assert (live.active, live.active_component) == (1, ("model", 2))
+    component = fitting.registry.get("docs", "model", "model")
+    assert component.version == 2
+    assert component.origin == {"imputation": record.name, "version": 1, "run": run["_id"]}
+    weights = load(fitting.registry.payload(component)["weights"]["blob"])
+    assert weights["layers.1.weight"].shape == (32, 64)
+    assert fitting.work.runs.highscores("docs", "accuracy")[0]["run"] == run["_id"]
+
+
+def test_the_same_seed_trains_the_same_weights(fitting: Fitting) -> None:
+    fitting.insert(points(80))
+    fitting.register_all()
+    record = fitting.declare(max_epochs=3)
+    runs = [fitting.fit(record) for _ in range(2)]
+    assert runs[0]["final_hash"] == runs[1]["final_hash"]
+    assert runs[0]["data"] == runs[1]["data"]
+
+
+def test_documents_that_fail_are_listed_and_skipped(fitting: Fitting) -> None:
+    fitting.insert(points(60))
+    fitting.insert({100: (torch.zeros(2), "zebra"), 101: ("no tensor", "low")})
+    fitting.insert({102: (torch.zeros(3), "low"), 103: ({"dtype": "x"}, "low")})
+    fitting.register_all()
+    run = fitting.fit(fitting.declare(max_epochs=2))
+    assert run["skipped"]["count"] == 4
+    reasons = {each["document"]: each["error"] for each in run["skipped"]["first"]}
+    assert set(reasons) == {100, 101, 102, 103}
+    assert reasons[100]["type"] == "KeyError" and "zebra" in reasons[100]["message"]
+    assert "shape (3,), that of document 0 has shape (2,)" in reasons[102]["message"]
+    assert sum(fold["n"] for fold in run["data"].values()) == 60
+
+
+def test_more_than_half_failing_fails_the_fit_and_says_why(fitting: Fitting) -> None:
+    fitting.insert(points(10))
+    fitting.insert({100 + i: (torch.zeros(2), "zebra") for i in range(11)})
+    fitting.register_all()
+    record = fitting.declare()
+    with pytest.raises(
+        UserCodeError, match=r"11 of 21 documents .*document 100: KeyError: 'zebra'"
+    ):
+        fitting.fit(record)
+    assert fitting.run_of(record)["status"] == "failed"
+    error = fitting.imputations.get("docs", record.name).error
+    assert error is not None and "11 of 21 documents" in error["message"]
+
+
+def test_a_value_that_we_filled_is_never_learned_from(fitting: Fitting) -> None:
+    fitting.insert(points(40))
+    ours = fill_record(imputation="i", version=1, at=1, inputs="0" * 32, value="zebra")
+    fitting.insert(
+        {100: (torch.zeros(2), "zebra"), 101: (torch.zeros(2), "low")}, _fill={"y": ours}
+    )
+    fitting.register_all()
+    record = fitting.declare(max_epochs=1)
+    read = [document["_id"] for document in documents(fitting.database, record)]
+    assert 100 not in read and 101 in read  # 101 was filled, then corrected by a person
+    run = fitting.fit(record)
+    assert run["skipped"]["count"] == 0
+    assert sum(fold["n"] for fold in run["data"].values()) == 41
+
+
+def test_documents_are_chosen_by_fields_filter_and_null(fitting: Fitting) -> None:
+    fitting.insert(points(5))
+    fitting.docs.insert_many(
+        [
+            {"_id": "no y", "x": [1.0, 2.0]},
+            {"_id": "no x", "y": "low"},
+            {"_id": "null y", "x": [1.0, 2.0], "y": None},
+            {"_id": "left out", "x": [1.0, 2.0], "y": "low", "old": True},
+            {"_id": "given", "x": [1.0, 2.0], "y": "low"},
+        ]
+    )
+    fitting.register_all()
+    record = fitting.declare(filter={"old": {"$ne": True}})
+    read = [document["_id"] for document in documents(fitting.database, record)]
+    assert read == [0, 1, 2, 3, 4, "given"]
+
+
+def test_a_worse_version_does_not_go_live_and_a_better_one_does(fitting: Fitting) -> None:
+    fitting.insert(points(120))
+    fitting.register_all()
+    record = fitting.declare(max_epochs=10, lr=0.01)
+    assert fitting.fit(record)["promoted"]
+    change = fitting.imputations.documents.update_one
+    change({"_id": record.id}, {"$set": {"spec.max_epochs": 1}})
+    worse = fitting.fit(record)
+    assert not worse["promoted"] and "not better than" in worse["reason"]
+    assert fitting.imputations.get("docs", record.name).active == 1
+    assert fitting.registry.get("docs", "model", "model").version == 2
+    change({"_id": record.id}, {"$set": {"spec.max_epochs": 40}})
+    assert fitting.fit(record)["promoted"]
+    assert fitting.imputations.get("docs", record.name).active == 3
+
+
+def test_versions_are_compared_on_the_same_documents(fitting: Fitting) -> None:
+    """The first version looks perfect on its one validation document; with more it is not."""
+    valid = ids_of("valid", 30)
+    fitting.insert({i: value for i, value in points(100, 10_000).items() if i not in valid})
+    fitting.docs.update_many({}, {"$set": {"_fold": "train"}})
+    fitting.insert({valid[0]: (torch.tensor([30.0, 30.0]), "high")})
+    model = Classifier()
+    model.layer.weight.data = torch.tensor([[-0.1, -0.1], [0.1, 0.1]])
+    fitting.register_all(model)
+    record = fitting.declare(max_epochs=1, lr=0.002)
+    first = fitting.fit(record)
+    fitting.insert(dict(zip(valid[1:], points(29, seed=5).values(), strict=True)))
+    fitting.imputations.documents.update_one(
+        {"_id": record.id}, {"$set": {"spec.max_epochs": 20, "spec.lr": 0.02}}
+    )
+    second = fitting.fit(record)
+    assert second["valid_hash"] != first["valid_hash"]
+    assert second["best"]["loss"] > first["best"]["loss"]
+    assert second["promoted"], second["reason"]
+
+
+@pytest.mark.parametrize(("policy", "promoted"), [("never", False), ("always", True)])
+def test_the_policy_for_going_live(fitting: Fitting, policy: str, promoted: bool) -> None:
+    fitting.insert(points(40))
+    fitting.register_all()
+    record = fitting.declare(max_epochs=2, promote=policy)
+    assert fitting.fit(record)["promoted"]
+    assert fitting.fit(record)["promoted"] is promoted
+
+
+def test_numbers_are_learned_without_a_target(fitting: Fitting) -> None:
+    class Line(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer = torch.nn.Linear(2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x)  # type: ignore[no-any-return]
+
+        def postprocess(self, row: torch.Tensor) -> float:
+            return float(row)
+
+    def error(answer: float, value: float) -> float:
+        return abs(answer - value)
+
+    error.higher_is_better = False  # type: ignore[attr-defined]
+    x = torch.randn(200, 2, generator=torch.Generator().manual_seed(1))
+    y = [2 * float(row[0]) - float(row[1]) + 3 for row in x]
+    # Some whole numbers among them, as users have them.
+    fitting.insert(
+        {i: (x[i].tolist(), int(y[i]) if y[i] == int(y[i]) else y[i]) for i in range(200)}
+    )
+    fitting.insert({1000: ([0, 0], 3), 1001: ([1, 1], 4)})
+    fitting.register_all(Line(), loss=torch.nn.MSELoss(), metric=error)
+    record = fitting.declare(target=None, watch="accuracy", max_epochs=60, lr=0.05)
+    run = fitting.fit(record)
+    assert run["higher_is_better"] == {"loss": False, "accuracy": False}
+    assert run["best"]["accuracy"] < 0.1
+
+
+def test_a_target_may_be_another_model(fitting: Fitting) -> None:
+    class Teacher(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(2, 3)
+
+        def preprocess(self, value: torch.Tensor) -> torch.Tensor:
+            return value * 2
+
+        def forward(self, y: torch.Tensor) -> torch.Tensor:
+            return self.layer(y)  # type: ignore[no-any-return]
+
+    x = torch.randn(60, 2, generator=torch.Generator().manual_seed(1))
+    fitting.insert({i: (x[i], x[i] + 1) for i in range(60)})
+    fitting.register_all(torch.nn.Linear(2, 3), loss=torch.nn.MSELoss())
+    fitting.register("model", "teacher", Teacher())
+    record = fitting.declare(target="teacher", metrics=(), max_epochs=60)
+    run = fitting.fit(record)
+    assert run["best"]["loss"] < run["history"][0]["loss"] / 20
+
+
+def test_without_validation_documents_training_documents_are_used(fitting: Fitting) -> None:
+    train = ids_of("train", 20)
+    fitting.insert(dict(zip(train, points(20).values(), strict=True)))
+    fitting.register_all()
+    run = fitting.fit(fitting.declare(max_epochs=2))
+    assert run["validated_on"] == "train"
+    assert run["data"]["valid"]["n"] == 0
+    assert run["scored"] == {"fold": "train", **run["data"]["train"]}
+
+
+def test_a_given_fold_decides(fitting: Fitting) -> None:
+    fitting.insert(points(20), _fold="train")
+    fitting.insert(points(5, 100), _fold="valid")
+    fitting.insert(points(4, 200), _fold="test")
+    fitting.register_all()
+    run = fitting.fit(fitting.declare(max_epochs=1))
+    assert [run["data"][fold]["n"] for fold in ("train", "valid", "test")] == [20, 5, 4]
+
+
+def test_no_documents_and_no_training_documents_are_said_so(fitting: Fitting) -> None:
+    fitting.register_all()
+    record = fitting.declare()
+    with pytest.raises(InvalidInput, match="nothing to train on: no document has all of 'x', 'y'"):
+        fitting.fit(record)
+    fitting.insert(points(3), _fold="test")
+    with pytest.raises(InvalidInput, match="none of the 3 usable documents is in the fold 'train'"):
+        fitting.fit(record)
+
+
+def test_a_loss_that_is_no_number_names_the_documents(fitting: Fitting) -> None:
+    fitting.insert(points(20), _fold="train")
+    fitting.insert({77: (torch.tensor([float("nan"), 0.0]), "low")}, _fold="train")
+    fitting.register_all()
+    with pytest.raises(UserCodeError, match=r"became nan at step \d+ .*documents .*\b77\b"):
+        fitting.fit(fitting.declare())
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (
+            {"metric": lambda answer, value: 1 / 0},
+            "metric 'accuracy' raised ZeroDivisionError.*doc",
+        ),
+        ({"model": equal}, "is no torch.nn.Module and cannot be trained"),
+        ({"model": torch.nn.ReLU()}, "no parameters to train"),
+        ({"loss": lambda output, y: 3.0}, "loss 'loss' returned a float"),
+        ({"model": Classifier(inputs=3)}, "shapes cannot be multiplied"),
+    ],
+)
+def test_broken_components(fitting: Fitting, broken: dict[str, Any], message: str) -> None:
+    fitting.insert(points(30))
+    fitting.register_all(**broken)
+    record = fitting.declare()
+    with pytest.raises((UserCodeError, InvalidInput), match=message):
+        fitting.fit(record)
+    assert fitting.run_of(record)["status"] == "failed"
+
+
+def test_a_metric_with_state_gets_batches(fitting: Fitting) -> None:
+    class Share:
+        """As torchmetrics' are."""
+
+        def reset(self) -> None:
+            self.right = self.n = 0
+
+        def update(self, output: torch.Tensor, y: torch.Tensor) -> None:
+            self.right += int((output.argmax(1) == y).sum())
+            self.n += len(y)
+
+        def compute(self) -> torch.Tensor:
+            return torch.tensor(self.right / self.n)
+
+    fitting.insert(points(150))
+    fitting.register_all(metric=Share())
+    fitting.register("metric", "plain", equal)
+    run = fitting.fit(fitting.declare(metrics=("accuracy", "plain"), max_epochs=3))
+    for row in run["history"]:
+        assert row["accuracy"] == pytest.approx(row["plain"])
+
+
+def test_a_cancelled_fit_ends_soon_and_changes_nothing(fitting: Fitting) -> None:
+    fitting.insert(points(50))
+    fitting.register_all()
+    record = fitting.declare(max_epochs=1_000_000, patience=1_000_000)
+    job = fitting.claim(record)
+
+    def cancel() -> None:
+        wait_for(lambda: fitting.queue.get(job.id)["progress"].get("phase") == "training")
+        fitting.queue.cancel(job.id)
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    with pytest.raises(Cancelled):
+        fit(job, fitting.work)
+    job.end_cancelled()
+    thread.join()
+    assert fitting.run_of(record)["status"] == "cancelled"
+    assert fitting.imputations.get("docs", record.name).active is None
+
+
+def test_progress_can_be_read_while_it_trains(fitting: Fitting) -> None:
+    fitting.insert(points(50))
+    fitting.register_all()
+    record = fitting.declare(max_epochs=3000, patience=3000)
+    job = fitting.claim(record)
+    run = fit(job, fitting.work)
+    job.succeed(run)
+    progress = fitting.queue.get(job.id)["progress"]
+    assert progress["done"] == progress["total"] == 3000 * 3
+    assert set(progress["metrics"]) == {"train_loss", "loss", "accuracy"}
+    assert len(fitting.work.runs.get(run["run"])["history"]) == 3001
+
+
+def test_a_fit_that_is_tried_again_repeats_itself(fitting: Fitting) -> None:
+    fitting.insert(points(40))
+    fitting.register_all()
+    record = fitting.declare(seed=None, max_epochs=2)
+    job = fitting.claim(record)
+    left = fitting.work.runs.begin(
+        {"collection": "docs", "imputation": record.id, "job": job.id, "seed": 4711}
+    )
+    run = fitting.work.runs.get(fit(job, fitting.work)["run"])
+    job.succeed({})
+    assert (run["seed"], run["parent"]) == (4711, left)
+    assert fitting.work.runs.get(left)["status"] == "failed"
+
+
+def test_a_model_without_a_loss_is_live_as_it_is(fitting: Fitting) -> None:
+    fitting.register_all()
+    record = fitting.declare(loss=None, metrics=())
+    runs = Runs(fitting.database)
+    assert adopt(fitting.imputations, runs, record, by="me") == 1
+    live = fitting.imputations.get("docs", record.name)
+    assert (live.active, live.active_component) == (1, ("model", 1))
+    assert [(run["version"], run["status"]) for run in runs.of_imputation(record.id)] == [
+        (1, "succeeded")
+    ]
+    with pytest.raises(InvalidInput, match="nothing to train"):
+        fitting.fit(record)
+
+
+def test_several_fields_are_one_value_by_path(fitting: Fitting) -> None:
+    class Sum(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(2, 1)
+
+        def preprocess(self, value: dict[str, float]) -> torch.Tensor:
+            return torch.tensor([value["a"], value["deep.b"]])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x)  # type: ignore[no-any-return]
+
+    fitting.docs.insert_many(
+        {"_id": i, "a": i / 30, "deep": {"b": -i / 60, "other": "z"}, "y": i / 60}
+        for i in range(60)
+    )
+    fitting.register_all(Sum(), loss=torch.nn.MSELoss())
+    record = fitting.declare(
+        model_key=["a", "deep.b"], target=None, metrics=(), max_epochs=60, name="sum"
+    )
+    run = fitting.fit(record)
+    assert run["skipped"]["count"] == 0
+    assert run["best"]["loss"] < 0.01
+
+
+def test_the_hash_of_a_value_depends_on_its_type() -> None:
+    assert value_hash(1) != value_hash(1.0) != value_hash("1")
+    assert value_hash(codec.encode({"a": [1]})) == value_hash({"a": [1]})
+    assert len(value_hash(None)) == 16
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
