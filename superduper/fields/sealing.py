@@ -136,7 +136,8 @@ def _pickled(parts: dict[str, Any]) -> tuple[bytes, str, bytes | None]:
     try:
         tensors = _Tensors()
         code = _dill(parts, tensors)
-        if not any(is_local(name) for name in referenced_modules(code, whole=True)):
+        named = referenced_modules(code, whole=True)
+        if "__main__" not in named and not any(is_local(name) for name in named):
             return code, "dill", tensors.blob()
     except _CANNOT:
         pass  # cloudpickle handles some of what dill does not; its own failure is reported
@@ -161,6 +162,8 @@ def _dill(parts: Any, tensors: _Tensors) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        # dill only warns when it has written something that cannot be read elsewhere.
+        warnings.simplefilter("error", dill.PicklingWarning)
         Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL, recurse=True).dump(parts)
     return buffer.getvalue()
 
