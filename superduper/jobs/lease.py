@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pymongo
 from pymongo import ReturnDocument
 from pymongo.collection import Collection
 from pymongo.errors import DuplicateKeyError, PyMongoError
@@ -87,7 +88,9 @@ class Renewal:
             hung = False
             before = self._clock()
             try:
-                renewed = self._renew()
+                # A connection that hangs must not outlast the lease: the next one may work.
+                with pymongo.timeout(self._seconds / 2):
+                    renewed = self._renew()
             except PyMongoError as error:
                 logger.warning("the lease of %s cannot be renewed just now: %s", self.name, error)
                 continue

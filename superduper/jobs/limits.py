@@ -73,7 +73,8 @@ def _die_with_parent(lifeline: int) -> None:
 
     Nobody writes to the pipe; its other end closes with the parent, and that raises the signal,
     even while this process is busy in C code. PR_SET_PDEATHSIG beside it covers a parent whose
-    forks still hold the pipe, but reaches only this process, not what it started.
+    forks still hold the pipe, but reaches only this process: what it started is then ended by
+    the next start of any child, with its folder.
     """
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
     fcntl.fcntl(lifeline, F_SETSIG, signal.SIGKILL)

@@ -324,25 +324,31 @@ def test_torch_works_within_the_limits() -> None:
 
 def test_a_child_outlives_the_thread_that_started_it() -> None:
     child = Child("tests.jobs.entries:main")
-    starter = threading.Thread(target=child.start)
+
+    def begin() -> None:
+        child.start()
+        child.request({"op": "echo"})
+
+    starter = threading.Thread(target=begin)
     starter.start()
     starter.join()
     try:
-        assert still_answers(child)
-        os.kill(child.pid or 0, 0)
         assert still_answers(child)
     finally:
         child.stop()
 
 
 PARENT = """
-import sys, time
+import os, sys, time
 from superduper.jobs.child import Child
 child = Child("tests.jobs.entries:main")
 child.start()
 pids = child.request({"op": "spawn"})["pids"]
 print(child.pid, pids[0], child.request({"op": "facts"})["folder"], flush=True)
-if sys.argv[1] == "wait":
+if sys.argv[1] == "fork" and os.fork() == 0:
+    time.sleep(5)  # a copy of the parent holds everything open that the parent has open
+    os._exit(0)
+if sys.argv[1] != "end":
     child.request({"op": "hang", "in_c": True})
 """
 
@@ -375,6 +381,24 @@ def test_children_die_with_a_killed_parent_and_the_next_one_tidies_up(
             assert own.exists()
     assert not folder.exists()
     assert folder.parent == Path(tempfile.gettempdir())
+
+
+def test_a_child_dies_with_a_killed_parent_of_which_there_is_a_copy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parent, (child, grandchild), folder = start_parent("fork")
+    parent.kill()
+    parent.wait()
+    until(lambda: is_gone(child), 3)
+
+    def tidied_up() -> bool:
+        os.utime(folder, (0, 0))
+        monkeypatch.setattr(process, "_swept", threading.Lock())
+        with Child("tests.jobs.entries:main"):
+            return not folder.exists()
+
+    until(tidied_up)
+    assert is_gone(grandchild)
 
 
 def test_a_parent_that_just_ends_takes_its_children_along() -> None:
