@@ -1,0 +1,90 @@
+"""Connect to a server over HTTP: databases, collections and documents as in the core, no torch."""
+
+from collections.abc import Iterator
+from typing import Any, Self
+
+from superduper import settings
+from superduper.collection import Database
+from superduper.commands import Command, FindDocuments, ShowStatus, build
+from superduper.errors import InvalidInput, NotFound
+from superduper_client.http import HttpTransport
+
+
+class Client:
+    """The database that a server serves: `client["shop"]["documents"]`."""
+
+    def __init__(self, url: str, token: str | None = None, timeout: float | None = None) -> None:
+        self._transport = HttpTransport(url, token, timeout)
+        self._served: str | None = None
+
+    @property
+    def url(self) -> str:
+        """Where the server is."""
+        return self._transport.url
+
+    def __getitem__(self, database: str) -> Database:
+        return Database(_DatabaseTransport(self, self._transport, database), database)
+
+    def check_database(self, name: str) -> None:
+        """Ask the server once what it serves.
+
+        Raises NotFound, with the name of the database that it serves, if it is another.
+        """
+        if self._served is None:
+            self._served = str(self._transport.send(build(ShowStatus))["database"])
+        if name != self._served:
+            raise NotFound(
+                f"the server at {self.url} serves the database {self._served!r}, not {name!r}: use "
+                f"client[{self._served!r}], or a server started with --database {name}"
+            )
+
+    def close(self) -> None:
+        """Close the connections to the server."""
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Client {self.url}>"
+
+
+class _DatabaseTransport:
+    """Commands to a server, once it is known to serve the database that they are meant for."""
+
+    def __init__(self, client: Client, transport: HttpTransport, database: str) -> None:
+        self._client = client
+        self._transport = transport
+        self._database = database
+
+    def send(self, command: Command) -> Any:
+        """The answer to a command."""
+        self._client.check_database(self._database)
+        return self._transport.send(command)
+
+    def stream(self, command: FindDocuments) -> Iterator[dict[str, Any]]:
+        """The documents that match, as they come."""
+        self._client.check_database(self._database)
+        return self._transport.stream(command)
+
+    def close(self) -> None:
+        """Nothing: the connections are the client's."""
+
+
+def connect(
+    url: str | None = None, token: str | None = None, timeout: float | None = None
+) -> Client:
+    """Connect to a server: `$SUPERDUPER_URI` and `$SUPERDUPER_TOKEN` unless they are given.
+
+    Nothing is sent yet. Raises InvalidInput if it is no http:// or https:// address.
+    """
+    url = url or settings.get("URI")
+    if not url.startswith(("http://", "https://")):
+        raise InvalidInput(
+            f"superduper_client takes URLs that start with http:// or https://, not with "
+            f"{url.partition(':')[0][:20]!r}: superduper.connect() takes the others too"
+        )
+    return Client(url, token or settings.get("TOKEN") or None, timeout)

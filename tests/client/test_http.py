@@ -1,0 +1,574 @@
+"""Commands over HTTP, against a real server that says what it was asked."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import bson
+import pytest
+from bson import ObjectId
+
+from superduper import commands, errors
+from superduper.commands import build
+from superduper_client import wire
+from superduper_client.http import HttpTransport
+from tests.client.answering import Answers, Reply, refusal, result, serving
+
+JSON = "application/json"
+STATUS = build(commands.ShowStatus)
+INSERT = build(commands.InsertDocuments, collection="docs", documents=[{"_id": 1}])
+PREDICT = build(commands.Predict, collection="docs", name="m", inputs=[1])
+
+
+@pytest.fixture
+def transport(answers: Answers) -> Iterator[HttpTransport]:
+    found = HttpTransport(answers.url, token="sd_secret", retry_seconds=3)
+    yield found
+    found.close()
+
+
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# What is asked -------------------------------------------------------------------------------
+
+
+def test_a_reading_command_goes_into_path_and_query(
+    answers: Answers, transport: HttpTransport
+) -> None:
+    answers.replies = [result([{"name": "m"}])]
+
+    found = transport.send(
+        build(commands.ShowComponent, collection="docs", kind="loss", name="m", version=3)
+    )
+
+    assert found == [{"name": "m"}]
+    (asked,) = answers.asked
+    assert (asked.method, asked.path) == ("GET", "/v1/collections/docs/losses/m")
+    assert asked.query == {"version": "3"}
+    assert asked.body == b""
+    assert asked.headers["authorization"] == "Bearer sd_secret"
+    assert asked.headers["accept"] == "application/bson"
+    assert "content-type" not in asked.headers
+
+
+def test_a_writing_command_goes_into_path_and_body(
+    answers: Answers, transport: HttpTransport
+) -> None:
+    sent = {"_id": ObjectId(), "x": bson.Binary(b"\x27\x00" + bytes(8), 9), "n": None}
+    answers.replies = [result({"inserted_ids": [sent["_id"]]}, status=201)]
+
+    command = build(commands.InsertDocuments, collection="a.b", documents=[sent], ordered=False)
+    assert transport.send(command) == {"inserted_ids": [sent["_id"]]}
+
+    (asked,) = answers.asked
+    assert (asked.method, asked.path) == ("POST", "/v1/collections/a.b/documents")
+    assert asked.headers["content-type"] == "application/bson"
+    assert asked.document == {"documents": [sent], "ordered": False}
+
+
+def test_what_is_none_or_not_given_is_left_out(answers: Answers, transport: HttpTransport) -> None:
+    policies = [{"name": "early", "arguments": {"patience": 3}}]
+    answers.replies = [result({"name": "i"}, status=201)]
+    transport.send(
+        build(
+            commands.CreateImputation,
+            collection="docs",
+            name=None,
+            model="m",
+            model_key=["a", "b.c"],
+            target_key="y",
+            loss=None,
+            metrics=["accuracy"],
+            policies=policies,
+        )
+    )
+
+    (asked,) = answers.asked
+    assert asked.path == "/v1/collections/docs/imputations"
+    assert asked.document == {
+        "model": "m",
+        "model_key": ["a", "b.c"],
+        "target_key": "y",
+        "metrics": ["accuracy"],
+        "policies": policies,
+    }
+
+
+def test_delete_has_a_query_and_put_the_name_in_the_path(
+    answers: Answers, transport: HttpTransport
+) -> None:
+    transport.send(
+        build(commands.DeleteComponent, collection="docs", kind="model", name="m", version=1)
+    )
+    transport.send(
+        build(
+            commands.RegisterComponent, collection="d", kind="metric", name="f", sealed={"a": b"b"}
+        )
+    )
+
+    delete, put = answers.asked
+    assert (delete.method, delete.path) == ("DELETE", "/v1/collections/docs/models/m")
+    assert (delete.query, delete.body) == ({"version": "1"}, b"")
+    assert (put.method, put.path) == ("PUT", "/v1/collections/d/metrics/f")
+    assert put.document == {"sealed": {"a": b"b"}}
+
+
+SAMPLES: dict[str, Any] = {
+    "collection": "docs",
+    "kind": "model",
+    "name": "a_name",
+    "id": "an id/..?#%",
+    "version": 2,
+    "documents": [{"a": 1}],
+    "filter": {"a": {"$gt": 1}},
+    "update": {"$set": {"a": 1}},
+    "replacement": {"a": 1},
+    "sealed": {"code": b"c"},
+    "inputs": [1],
+    "model": "m",
+    "model_key": "x",
+    "target_key": "y",
+    "key": "x",
+}
+
+
+@pytest.mark.parametrize("command", commands.all_commands())
+def test_every_command_arrives_where_its_route_says(
+    answers: Answers, transport: HttpTransport, command: type[commands.Command]
+) -> None:
+    required = [name for name, row in command.model_fields.items() if row.is_required()]
+    answers.replies = [result({"inserted_ids": []})]
+
+    transport.send(build(command, **{name: SAMPLES[name] for name in required}))
+
+    (asked,) = answers.asked
+    assert asked.method == command.route.method
+    expected = command.route.path.format(
+        kinds="models", **SAMPLES | {"id": "an%20id%2F..%3F%23%25"}
+    )
+    assert asked.path == expected
+    placed = {"kind"} | {name for name in SAMPLES if f"{{{name}}}" in command.route.path}
+    sent = asked.query if asked.method in ("GET", "DELETE") else asked.document
+    assert sent.keys() == set(required) - placed
+
+
+@pytest.mark.parametrize("id", ["", ".", ".."])
+def test_ids_that_mean_something_else_in_a_path_are_refused(
+    answers: Answers, transport: HttpTransport, id: str
+) -> None:
+    with pytest.raises(errors.InvalidInput, match="id: .* is not the name of anything"):
+        transport.send(build(commands.CancelJob, id=id))
+    assert answers.asked == []
+
+
+def test_long_inserts_go_in_parts(answers: Answers, transport: HttpTransport) -> None:
+    documents = [{"_id": number, "x": bytes(7_000_000)} for number in range(5)]
+    answers.replies = [
+        lambda asked: result({"inserted_ids": [d["_id"] for d in asked.document["documents"]]})
+    ]
+
+    command = build(commands.InsertDocuments, collection="docs", documents=documents)
+
+    assert transport.send(command) == {"inserted_ids": [0, 1, 2, 3, 4]}
+    assert [len(asked.document["documents"]) for asked in answers.asked] == [2, 2, 1]
+    assert all(len(asked.body) <= wire.INSERT_BYTES + 1000 for asked in answers.asked)
+
+
+def test_what_bson_does_not_know_is_not_sent(answers: Answers, transport: HttpTransport) -> None:
+    with pytest.raises(errors.InvalidInput, match="cannot be sent: .*object"):
+        transport.send(build(commands.CountDocuments, collection="d", filter={"a": object()}))
+    assert answers.asked == []
+
+
+def test_connections_are_kept(answers: Answers, transport: HttpTransport) -> None:
+    for _ in range(5):
+        transport.send(STATUS)
+
+    assert len({id(asked.connection) for asked in answers.asked}) == 1
+
+
+def test_several_threads_may_send(answers: Answers, transport: HttpTransport) -> None:
+    answers.replies = [lambda asked: result(asked.document["inputs"])]
+    found: dict[int, Any] = {}
+
+    def ask(number: int) -> None:
+        inputs = [number]
+        found[number] = transport.send(
+            build(commands.Predict, collection="d", name="m", inputs=inputs)
+        )
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+
+    assert found == {number: [number] for number in range(16)}
+
+
+# What is answered ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (422, errors.InvalidInput),
+        (413, errors.TooLarge),
+        (403, errors.NotAllowed),
+        (404, errors.NotFound),
+        (409, errors.AlreadyExists),
+        (409, errors.InUse),
+        (409, errors.ArtifactRejected),
+        (422, errors.UserCodeError),
+        (503, errors.ChildDied),
+        (504, errors.TimedOut),
+        (501, errors.MissingExtra),
+    ],
+)
+def test_the_same_class_of_error_arrives(
+    answers: Answers, transport: HttpTransport, status: int, kind: type[errors.SuperduperError]
+) -> None:
+    answers.replies = [refusal(status, kind.code, "what, which, what to do")]
+
+    with pytest.raises(kind, match="what, which, what to do") as caught:
+        transport.send(PREDICT)
+
+    assert type(caught.value) is kind
+    assert caught.value.request_id == "r-1"  # type: ignore[attr-defined]
+    assert len(answers.asked) == 1
+
+
+def test_errors_may_come_as_json(answers: Answers, transport: HttpTransport) -> None:
+    body = json.dumps({"error": {"code": "not_found", "message": "no such thing"}}).encode()
+    answers.replies = [Reply(404, body, {"Content-Type": "application/json; charset=utf-8"})]
+
+    with pytest.raises(errors.NotFound, match="^no such thing$"):
+        transport.send(STATUS)
+
+
+def test_without_a_valid_token_the_error_says_where_to_put_one(
+    answers: Answers, transport: HttpTransport
+) -> None:
+    answers.replies = [refusal(401, "unauthorized", "a valid token is needed")]
+
+    with pytest.raises(errors.Unauthorized, match=r"needed \(pass token= .*SUPERDUPER_TOKEN"):
+        transport.send(STATUS)
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind", "text"),
+    [
+        (Reply(404, b"<html>", {"Content-Type": "text/html"}), errors.SuperduperError, "HTTP 404"),
+        (Reply(200, b"hello", {"Content-Type": "text/plain"}), errors.SuperduperError, "HTTP 200"),
+        (Reply(200, b"not bson"), errors.SuperduperError, "not as a Superduper server does"),
+        (Reply(200, b"[1]", {"Content-Type": JSON}), errors.SuperduperError, "HTTP 200"),
+        (Reply(200, bson.encode({"a": 1})), errors.SuperduperError, "HTTP 200"),
+        (Reply(500, bson.encode({"error": "x"})), errors.SuperduperError, "HTTP 500"),
+        (Reply(401, b"", {}), errors.Unauthorized, "pass token="),
+        (Reply(403, b"", {}), errors.NotAllowed, "HTTP 403"),
+        (Reply(413, b"", {}), errors.TooLarge, "HTTP 413"),
+        (Reply(308, b"", {"Location": "https://elsewhere/"}), errors.InvalidInput, "redirects"),
+    ],
+)
+def test_answers_of_others_are_told_apart(
+    answers: Answers,
+    transport: HttpTransport,
+    reply: Reply,
+    kind: type[errors.SuperduperError],
+    text: str,
+) -> None:
+    answers.replies = [reply]
+
+    with pytest.raises(errors.SuperduperError, match=text) as caught:
+        transport.send(STATUS)
+    assert type(caught.value) is kind
+    assert answers.url in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+# When it does not work at once ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command", [STATUS, PREDICT, build(commands.CountDocuments, collection="d")]
+)
+@pytest.mark.parametrize(
+    "failure",
+    [
+        refusal(503, "not_ready"),
+        refusal(429, "too_many_requests"),
+        Reply(503, b"", {}),
+        Reply(502, b"<html>", {"Content-Type": "text/html"}),
+        Reply(200, bson.encode({"result": 1}), cut=3),
+    ],
+)
+def test_reading_is_repeated_until_it_works(
+    answers: Answers, transport: HttpTransport, failure: Reply, command: commands.Command
+) -> None:
+    answers.replies = [failure, failure, result("in the end")]
+
+    assert transport.send(command) == "in the end"
+    assert len(answers.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind"),
+    [
+        (refusal(503, "not_ready"), errors.NotReady),
+        (refusal(429, "too_many_requests"), errors.TooManyRequests),
+        (Reply(200, bson.encode({"result": 1}), cut=3), errors.NotReady),
+    ],
+)
+def test_writing_is_not_repeated(
+    answers: Answers, transport: HttpTransport, failure: Reply, kind: type[Exception]
+) -> None:
+    answers.replies = [failure, result({"inserted_ids": [1]})]
+
+    with pytest.raises(kind):
+        transport.send(INSERT)
+    assert len(answers.asked) == 1
+
+
+def test_a_broken_connection_leaves_open_whether_a_write_was_done(
+    answers: Answers, transport: HttpTransport
+) -> None:
+    answers.replies = [Reply(201, bson.encode({"result": 1}), cut=3)]
+
+    with pytest.raises(errors.NotReady, match="may have been done or not, look before"):
+        transport.send(INSERT)
+
+
+def test_retry_after_is_kept_to(answers: Answers, transport: HttpTransport) -> None:
+    answers.replies = [refusal(503, "not_ready", **{"Retry-After": "0.4"}), result(1)]
+
+    began = time.monotonic()
+    transport.send(STATUS)
+
+    assert time.monotonic() - began >= 0.4
+
+
+def test_a_wait_beyond_the_deadline_is_not_begun(
+    answers: Answers, transport: HttpTransport
+) -> None:
+    answers.replies = [refusal(429, "too_many_requests", **{"Retry-After": "3600"})]
+
+    began = time.monotonic()
+    with pytest.raises(errors.TooManyRequests):
+        transport.send(STATUS)
+
+    assert time.monotonic() - began < 1
+    assert len(answers.asked) == 1
+
+
+def test_repeating_ends(answers: Answers) -> None:
+    answers.replies = [refusal(503, "not_ready", "still starting")]
+    transport = HttpTransport(answers.url, retry_seconds=0.5)
+
+    began = time.monotonic()
+    with pytest.raises(errors.NotReady, match="still starting"):
+        transport.send(STATUS)
+    assert time.monotonic() - began < 2
+    assert len(answers.asked) > 2
+    transport.close()
+
+
+@pytest.mark.parametrize("command", [STATUS, INSERT])
+def test_when_nobody_listens_the_error_names_the_url(command: commands.Command) -> None:
+    url = f"http://127.0.0.1:{unused_port()}"
+    transport = HttpTransport(url, retry_seconds=0.3)
+
+    with pytest.raises(errors.NotReady, match=rf"nothing answers at {url} .*superduper serve"):
+        transport.send(command)
+    transport.close()
+
+
+@pytest.mark.parametrize("command", [STATUS, INSERT])
+def test_a_server_that_starts_a_little_later_is_found(command: commands.Command) -> None:
+    answers = Answers()
+    answers.replies = [result({"inserted_ids": [1]})]
+    port = unused_port()
+    transport = HttpTransport(f"http://127.0.0.1:{port}")
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(transport.send(command)))
+
+    thread.start()
+    time.sleep(0.3)  # it has found nobody by now
+    with serving(answers, port):
+        thread.join(10)
+
+    assert found == [{"inserted_ids": [1]}]
+    transport.close()
+
+
+def test_a_server_that_is_silent_or_slow_is_given_up(answers: Answers) -> None:
+    ended = threading.Event()
+    transport = HttpTransport(answers.url, timeout=0.4)
+    answers.replies = [Reply(200, before=lambda: ended.wait(10))]
+
+    began = time.monotonic()
+    with pytest.raises(errors.TimedOut, match=rf"{answers.url} did not answer GET /v1/status"):
+        transport.send(STATUS)
+    assert time.monotonic() - began < 5
+    ended.set()
+    transport.close()
+
+
+def test_an_answer_that_trickles_is_given_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        transport = HttpTransport(f"http://127.0.0.1:{listening.getsockname()[1]}", timeout=0.5)
+
+        def trickle() -> None:
+            incoming, _ = listening.accept()
+            with incoming:
+                incoming.recv(65536)
+                incoming.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+                try:
+                    while True:
+                        incoming.sendall(b"x")
+                        time.sleep(0.05)
+                except OSError:
+                    return
+
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        with pytest.raises(errors.TimedOut, match="no complete answer .* within 0.5 s"):
+            transport.send(STATUS)
+        transport.close()
+        thread.join(10)
+
+
+# Streams -------------------------------------------------------------------------------------
+
+
+def find(**query: Any) -> commands.FindDocuments:
+    return build(commands.FindDocuments, collection="docs", limit=0, **query)
+
+
+ROWS = [{"_id": number, "x": "y" * number} for number in range(200)]
+ROWS_BSON = b"".join(bson.encode(row) for row in ROWS)
+
+
+def test_documents_come_as_a_stream(answers: Answers, transport: HttpTransport) -> None:
+    answers.replies = [Reply(200, ROWS_BSON)]
+
+    assert list(transport.stream(find(filter={"a": 1}, sort=[("a", -1)]))) == ROWS
+
+    (asked,) = answers.asked
+    assert (asked.method, asked.path) == ("POST", "/v1/collections/docs/documents/stream")
+    assert asked.document == {"filter": {"a": 1}, "sort": [["a", -1]], "limit": 0}
+    assert asked.headers["accept"] == "application/bson"
+
+
+def test_a_stream_may_be_empty_or_left_early(answers: Answers, transport: HttpTransport) -> None:
+    answers.replies = [Reply(200, b""), Reply(200, ROWS_BSON), result("next")]
+
+    assert list(transport.stream(find())) == []
+    rows = transport.stream(find())
+    assert next(rows) == ROWS[0]
+    rows.close()  # type: ignore[attr-defined]
+    assert transport.send(STATUS) == "next"
+
+
+def test_a_stream_is_lazy(answers: Answers, transport: HttpTransport) -> None:
+    transport.stream(find())
+
+    assert answers.asked == []
+
+
+def test_a_stream_that_is_cut_is_an_error(answers: Answers, transport: HttpTransport) -> None:
+    answers.replies = [Reply(200, ROWS_BSON, cut=1000)]
+    found = []
+
+    with pytest.raises(errors.NotReady, match="broke during POST .*documents/stream"):
+        found += transport.stream(find())
+    assert len(answers.asked) == 1
+
+    with pytest.raises(errors.NotReady, match="ended too early"):
+        list(wire.split_rows(iter([ROWS_BSON[:-1]])))
+    with pytest.raises(errors.SuperduperError, match="damaged"):
+        list(wire.split_rows(iter([b"\0\0\0\0\0"])))
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 5, 100, 10_000])
+def test_rows_are_found_however_they_are_cut(size: int) -> None:
+    chunks = (ROWS_BSON[start : start + size] for start in range(0, len(ROWS_BSON), size))
+
+    assert list(wire.split_rows(chunks)) == ROWS
+
+
+def test_a_refused_stream_raises_and_a_busy_one_is_asked_again(
+    answers: Answers, transport: HttpTransport
+) -> None:
+    answers.replies = [refusal(422, "invalid_input", "no such operator")]
+    with pytest.raises(errors.InvalidInput, match="no such operator"):
+        list(transport.stream(find()))
+
+    answers.replies = [refusal(429, "too_many_requests"), Reply(200, ROWS_BSON)]
+    assert list(transport.stream(find())) == ROWS
+
+    answers.replies = [result(1)]
+    assert list(transport.stream(find())) == [{"result": 1}]
+
+    answers.replies = [Reply(200, b'{"result": 1}', {"Content-Type": JSON})]
+    with pytest.raises(errors.SuperduperError, match="not as a Superduper server"):
+        list(transport.stream(find()))
+
+
+# Addresses and tokens ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "localhost:8000",
+        "mongodb://h/",
+        "http://",
+        "http://user:password@h/",
+        "http://h/?a=b",
+        "http://h/#a",
+        "http://h:99999/",
+        "http://[::1/",
+    ],
+)
+def test_urls_are_checked(url: str) -> None:
+    with pytest.raises(errors.InvalidInput, match="URL is like http://") as caught:
+        HttpTransport(url)
+    assert "password@" not in str(caught.value)
+
+
+def test_a_server_may_be_behind_a_path(answers: Answers) -> None:
+    transport = HttpTransport(f"{answers.url}/under/here/")
+    transport.send(STATUS)
+
+    assert answers.asked[0].path == "/under/here/v1/status"
+    assert "authorization" not in answers.asked[0].headers
+    transport.close()
+
+
+def test_tokens_are_checked(answers: Answers) -> None:
+    transport = HttpTransport(answers.url, token="sd_abc\n")
+    transport.send(STATUS)
+    assert answers.asked[0].headers["authorization"] == "Bearer sd_abc"
+    transport.close()
+
+    for token in ("a b", "ä", "a\r\nX-Evil: 1", "\n"):
+        with pytest.raises(errors.InvalidInput, match="characters that no token has"):
+            HttpTransport(answers.url, token=token)
+
+
+def test_proxies_are_not_asked_for_this_machine(
+    answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{unused_port()}")
+    transport = HttpTransport(answers.url)
+
+    assert transport.send(STATUS) is None
+    transport.close()
