@@ -12,6 +12,7 @@ one version: with another input or version everything begins anew. The states:
 An attempt is counted before it is made, so that one which takes its worker along is counted too.
 """
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ NAME = "superduper.failures"
 WAITING = ("retry", "running")
 MESSAGE_LENGTH = 2000
 TRACEBACK_LENGTH = 8000
+SWEEP = 500
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,23 @@ class Failures:
         if document_ids:
             keys = [self._key(each) for each in document_ids]
             self.records.delete_many({"_id": {"$in": keys}})
+
+    def forget_known(self, document_ids: Sequence[Any]) -> None:
+        """Drop the records that there are of these documents; cheap where there are none."""
+        self.forget([each["document"] for each in self.known(document_ids).values()])
+
+    def release_running(self) -> None:
+        """Have attempts taken up at once that were under way when their worker ended."""
+        running = {"imputation": self.imputation_id, "state": "running"}
+        self.records.update_many(running, {"$set": {"next_at": 0}})
+
+    def forget_deleted(self, collection: Collection[Any]) -> None:
+        """Drop the records of documents that are no longer in the collection."""
+        found = self.records.find({"imputation": self.imputation_id}, {"document": 1})
+        while batch := [each["document"] for each in itertools.islice(found, SWEEP)]:
+            there = collection.find({"_id": {"$in": batch}}, {"_id": 1})
+            keys = {key_of(each["_id"]) for each in there}
+            self.forget([each for each in batch if key_of(each) not in keys])
 
     def _note(self, notes: Iterable[tuple[Case, Mapping[str, Any]]]) -> None:
         updates = [

@@ -26,8 +26,8 @@ from superduper.imputations.provenance import BASE, fill_path
 
 # What MongoDB's servers answer when they are in trouble themselves, not when a document is wrong.
 SERVER_TROUBLE = frozenset(
-    {6, 7, 13, 18, 24, 46, 50, 64, 89, 91, 112, 134, 189, 202, 211, 234, 262, 317, 358, 371}
-    | {9001, 10058, 10107, 11600, 11602, 13388, 13435, 13436, 14031}
+    {6, 7, 13, 18, 24, 43, 46, 50, 64, 79, 89, 91, 100, 112, 133, 134, 175, 189, 202, 211, 234}
+    | {237, 262, 317, 358, 371, 9001, 10058, 10107, 11600, 11602, 13388, 13435, 13436, 14031}
 )
 _NUMBERS = {bool: "bool", float: "double", Int64: "long", Decimal128: "decimal"}
 _PLAIN = (str, bytes, bool, int, float, Decimal128, ObjectId, datetime.datetime, DatetimeMS)
@@ -200,12 +200,13 @@ def write(collection: Collection[Any], updates: Sequence[UpdateOne]) -> Written:
     except (DocumentTooLarge, InvalidDocument, OverflowError) as error:
         return _one_by_one(collection, updates, error)
     except OperationFailure as error:
-        if _is_server_trouble(error):
+        if is_server_trouble(error):
             raise
         return _one_by_one(collection, updates, error)
 
 
-def _is_server_trouble(error: PyMongoError) -> bool:
+def is_server_trouble(error: PyMongoError) -> bool:
+    """Whether an error is the server's own, and the same may go well another time."""
     return (
         getattr(error, "code", None) in SERVER_TROUBLE
         or error.has_error_label("RetryableWriteError")

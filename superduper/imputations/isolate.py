@@ -134,13 +134,19 @@ class Isolation:
         self.patience.learn(len(values), time.monotonic() - began)
         return outcomes
 
-    def _after_death(self) -> None:
-        """Start the model anew and see that it runs at all before documents are blamed."""
-        self.deaths += 1
+    def make_ready(self) -> None:
+        """See that the model runs at all, so that no document is blamed for it.
+
+        Raises ModelUnusable if it does not.
+        """
         try:
             self.predictor.predict(self.component, [], self.patience.limit_seconds)
         except SuperduperError as error:
             raise ModelUnusable(f"{type(error).__name__}: {error.message}") from error
+
+    def _after_death(self) -> None:
+        self.deaths += 1
+        self.make_ready()
 
 
 def describe(error: SuperduperError) -> dict[str, str]:

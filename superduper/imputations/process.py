@@ -108,24 +108,22 @@ class Filler:
             self.counters.add("corrected", write(self.collection, persons).modified)
         self._rounds(document_ids, {}, {}, ROUNDS)
 
-    def forget(self, document_ids: Sequence[Any]) -> None:
-        """Drop what is known of documents that were deleted."""
-        self.failures.forget(
-            [each["document"] for each in self.failures.known(document_ids).values()]
-        )
-
     def prepare(self, documents: Sequence[RawBSONDocument]) -> Prepared:
         """Decide and predict for documents that have just been read."""
         works, prepared = self._sort(documents, [document["_id"] for document in documents])
         self._predict(works, prepared)
         return prepared
 
-    def finish(self, prepared: Prepared) -> None:
-        """Write what was prepared; documents that changed meanwhile are read and done again."""
+    def finish(self, prepared: Prepared) -> int:
+        """Write what was prepared; documents that changed meanwhile are read and done again.
+
+        Answers how many fields were filled at once, not counting those done again.
+        """
         tried = {key_of(work.document_id): work.case.input for work, _ in prepared.fills}
-        unsettled = self._write(prepared)
+        filled, unsettled = self._write(prepared)
         if unsettled:
             self._rounds(unsettled, tried, prepared.attempts, ROUNDS - 1)
+        return filled
 
     def retry(self, failure: Mapping[str, Any]) -> None:
         """Try a document that failed once more, by itself."""
@@ -135,6 +133,7 @@ class Filler:
             self.failures.forget([failure["document"]])
             return
         key = key_of(work.document_id)
+        self.isolation.make_ready()
         attempts = self.failures.begin(work.case, self.clock())
         prepared = Prepared(known={key}, attempts={key: min(attempts, MAX_ATTEMPTS)})
         if attempts > MAX_ATTEMPTS:
@@ -164,7 +163,7 @@ class Filler:
             insisted |= stuck
             self._predict(works, prepared)
             tried = {key: work.case.input for key, work in works.items()}
-            document_ids = self._write(prepared, exact=stuck)
+            _, document_ids = self._write(prepared, exact=stuck)
             if not document_ids:
                 return
         # The change that came in between is an event of its own, so this is not the end.
@@ -254,8 +253,8 @@ class Filler:
 
     # Writing ---------------------------------------------------------------------------------
 
-    def _write(self, prepared: Prepared, exact: Members[bytes] = ()) -> list[Any]:
-        """Write a batch; the ids of documents that may need another round."""
+    def _write(self, prepared: Prepared, exact: Members[bytes] = ()) -> tuple[int, list[Any]]:
+        """Write a batch; how many were filled, and which documents may need another round."""
         self._clear(prepared.clearing)
         self.counters.add("corrected", write(self.collection, prepared.released).modified)
         echoes = [(fill.target, key_of(fill.document_id)) for _, fill in prepared.fills]
@@ -272,7 +271,7 @@ class Filler:
         self._note(prepared)
         done = written.modified == possible
         self.failures.forget(prepared.settled + (_known_fills(prepared) if done else []))
-        return [] if done else _unsettled(prepared)
+        return written.modified, [] if done else _unsettled(prepared)
 
     def _send(self, updates: list[UpdateOne], echoes: list[tuple[str, bytes]]) -> Written:
         """Write fills; unless all took effect, none of their events is taken for granted."""
