@@ -40,12 +40,13 @@ def build_worker(database: Database[Any]) -> Worker:
     """A worker for one database: it runs fits and watches collections."""
     artifacts = ArtifactStore(database, Keyring.open())
     registry = Registry(database, artifacts)
-    context = FitContext(database, registry, artifacts, Imputations(database))
-    watch = WatchService(database, registry, functools.partial(open_hosts, registry))
+    imputations = Imputations(database)
+    context = FitContext(database, registry, artifacts, imputations)
+    watch = WatchService(database, registry, functools.partial(open_hosts, registry), imputations)
     return Worker(database, {"fit": functools.partial(fit, work=context)}, [watch])
 
 
-class Crew:
+class Workers:
     """One worker for each database, in threads of this process."""
 
     def __init__(self, client: MongoClient[Any], databases: Sequence[str] = ()) -> None:
@@ -99,9 +100,9 @@ def work(address: str, databases: Sequence[str] = ()) -> None:
     """
     with contextlib.closing(connect_mongo(address)) as client:
         require_replica_set(client)
-        crew = Crew(client, databases)
-        _on_signals(crew.stop)
-        crew.run()
+        workers = Workers(client, databases)
+        _on_signals(workers.stop)
+        workers.run()
 
 
 def _on_signals(stop: Callable[..., None]) -> None:
