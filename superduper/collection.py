@@ -19,7 +19,7 @@ from superduper.handles import Imputation, predict_with
 INSERT_CHUNK = 1_000
 JOB_COLUMNS = ("id", "kind", "state", "attempts", "args", "created_at", "error")
 RUN_COLUMNS = ("id", "imputation", "version", "status", "metrics", "seed", "device", "started_at")
-SCORE_COLUMNS = ("rank", "imputation", "version", "metric", "value", "test_hash", "run")
+SCORE_COLUMNS = ("metric", "value", "imputation", "version", "test_fold", "test_hash", "run")
 
 
 class Collection:
