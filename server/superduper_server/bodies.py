@@ -14,8 +14,8 @@ import bson
 import orjson
 from bson.codec_options import CodecOptions, DatetimeConversion
 from starlette.datastructures import Headers
-from superduper.fields.json import from_json, to_json
 
+from superduper.fields.json import dumps, from_json
 from superduper_server.filters import OPERATOR_FIELDS, read_operators
 from superduper_server.limits import MalformedBody, UnsupportedMediaType
 
@@ -28,8 +28,8 @@ OPTIONS: CodecOptions[dict[str, Any]] = CodecOptions(
     datetime_conversion=DatetimeConversion.DATETIME_AUTO
 )
 
-# orjson takes these in silence: integers beyond 64 bits become floats, keys may hold NUL.
-_SUSPECT = re.compile(rb"[0-9]{19}|\\u0000")
+# orjson makes a float of an integer beyond 64 bits, in silence.
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")
 
 
 def content_type(headers: Headers) -> str:
@@ -71,8 +71,8 @@ def _read_json(body: bytes) -> dict[str, Any]:
         raise MalformedBody(f"the body is not valid JSON: {error.msg} at {error.pos}") from error
     if not isinstance(value, dict):
         raise MalformedBody("the body must be one JSON object")
-    if _SUSPECT.search(body):
-        value = json.loads(body, parse_int=_integer, object_pairs_hook=_object)
+    if _LONG_NUMBER.search(body):
+        value = json.loads(body, parse_int=_integer)
     return {
         name: read_operators(each) if name in OPERATOR_FIELDS else from_json(each)
         for name, each in value.items()
@@ -85,17 +85,11 @@ def _integer(text: str) -> int:
     return int(text)
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if any("\0" in key for key, _ in pairs):
-        raise MalformedBody("a key in the body contains the character NUL")
-    return dict(pairs)
-
-
 def write_answer(result: Any, *, as_bson: bool) -> tuple[bytes, str]:
     """The body of a good answer, and its media type."""
     if as_bson:
         return bson.encode({"result": result}, codec_options=OPTIONS), BSON
-    return write_json(result), JSON
+    return dumps(result), JSON
 
 
 def write_error(error: Mapping[str, Any], *, as_bson: bool) -> tuple[bytes, str]:
@@ -105,11 +99,6 @@ def write_error(error: Mapping[str, Any], *, as_bson: bool) -> tuple[bytes, str]
     return orjson.dumps({"error": error}), JSON
 
 
-def write_json(value: Any) -> bytes:
-    """A BSON value as extended JSON."""
-    return orjson.dumps(to_json(value))
-
-
 def write_row(document: Mapping[str, Any], *, as_bson: bool) -> bytes:
     """One document of a stream."""
-    return bson.encode(document, codec_options=OPTIONS) if as_bson else write_json(document) + b"\n"
+    return bson.encode(document, codec_options=OPTIONS) if as_bson else dumps(document) + b"\n"

@@ -15,6 +15,7 @@ from superduper import settings
 from superduper.errors import InvalidInput, MissingExtra, NotReady, SuperduperError, error_of
 from superduper_server.cli_options import (
     database_option,
+    is_server,
     json_option,
     mongo_of,
     print_json,
@@ -63,7 +64,7 @@ def token_create(
     superduper token create --role writer --expires 30d
     """
     seconds = _seconds_of(expires)
-    if _is_server(uri):
+    if is_server(uri):
         made = _ask_server("POST", uri, "/v1/tokens", {"role": role, "seconds": seconds})
     else:
         made = _in_database(
@@ -86,7 +87,7 @@ def token_list(uri: str, database: str | None, as_json: bool) -> None:
     \b
     superduper token list
     """
-    if _is_server(uri):
+    if is_server(uri):
         rows = _ask_server("GET", uri, "/v1/tokens")
     else:
         rows = _in_database(uri, database, lambda tokens: tokens.list())
@@ -104,7 +105,7 @@ def token_revoke(id: str, uri: str, database: str | None, as_json: bool) -> None
     \b
     superduper token revoke k3x90a1b
     """
-    if _is_server(uri):
+    if is_server(uri):
         from urllib.parse import quote
 
         found = _ask_server("DELETE", uri, f"/v1/tokens/{quote(id, safe='')}")
@@ -120,10 +121,6 @@ def _seconds_of(expires: str | None) -> float | None:
     if found is None:
         raise InvalidInput(f"--expires {expires[:20]!r}: write a number and s, m, h, d or w: 30d")
     return int(found[1]) * UNITS[found[2]]
-
-
-def _is_server(uri: str) -> bool:
-    return urlsplit(uri).scheme in ("http", "https")
 
 
 def _in_database(uri: str, database: str | None, act: Any) -> Any:
@@ -157,22 +154,26 @@ def key() -> None:
 
 
 @key.command("create")
+@click.option(
+    "--purpose",
+    type=click.Choice(["code", "weights"]),
+    default="code",
+    show_default=True,
+    help="code signs whatever is registered; weights only what a worker trains.",
+)
 @json_option
-def key_create(as_json: bool) -> None:
-    """Make this machine's signing key if it has none, and say where it is.
+def key_create(purpose: str, as_json: bool) -> None:
+    """Make a signing key for this machine; its public half goes to the machines that load.
 
     \b
-    superduper key create
+    superduper key create --purpose weights
     """
     from superduper.store.signing import Keyring
 
-    keyring = Keyring.open()
-    rows = [
-        {"key": id, "purpose": public["purpose"]} for id, public in keyring.public_keys().items()
-    ]
-    if not as_json:
-        click.echo(f"keys in {settings.home() / 'keys'}")
-    print_rows(rows, ("key", "purpose"), as_json=as_json)
+    id = Keyring.open().create(purpose)  # type: ignore[arg-type]
+    folder = settings.home() / "keys"
+    made = {"key": id, "purpose": purpose, "public": f"{folder / id}.pub"}
+    print_record(made, as_json=as_json)
 
 
 @click.command(short_help="What is installed, found and set.")
@@ -258,7 +259,7 @@ def _database() -> str:
     if uri.startswith("embedded:"):
         return f"{uri}: started when it is needed"
     try:
-        if _is_server(uri):
+        if is_server(uri):
             _ask_server("GET", uri, "/v1/status")
         else:
             with connect_mongo(uri) as client:

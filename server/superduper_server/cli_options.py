@@ -1,9 +1,8 @@
 """What several commands share: options, where the data is, how answers are printed."""
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -11,7 +10,7 @@ from urllib.parse import urlsplit
 import click
 
 from superduper import settings
-from superduper.errors import InvalidInput
+from superduper.errors import InvalidInput, NotFound
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_PATH = "./superduper-data"
@@ -51,13 +50,32 @@ def database_of(uri: str, given: str | None) -> str:
     return in_uri or settings.get("DATABASE")
 
 
+def is_server(uri: str) -> bool:
+    """Whether a URI is that of a server rather than of a database."""
+    return urlsplit(uri).scheme in ("http", "https")
+
+
 @contextmanager
 def connected(uri: str, database: str | None) -> Iterator[Any]:
-    """The database behind any kind of URI; nothing is started but the store itself."""
-    from superduper.connection import connect
+    """A transport to whatever a URI names; nothing is started but an embedded store."""
+    if is_server(uri):
+        from superduper_client.http import HttpTransport
 
-    with connect(uri, token=settings.get("TOKEN") or None, worker="none") as client:
-        yield client[database_of(uri, database)]
+        with closing(HttpTransport(uri, settings.get("TOKEN") or None)) as transport:
+            _check_served(transport, database)
+            yield transport
+    else:
+        from superduper.connection import LocalTransport
+
+        with mongo_of(uri, database) as found, closing(LocalTransport(found)) as local:
+            yield local
+
+
+def _check_served(transport: Any, database: str | None) -> None:
+    from superduper.commands import ShowStatus
+
+    if database and (served := ask(transport, ShowStatus)["database"]) != database:
+        raise NotFound(f"the server serves the database {served!r}, not {database!r}")
 
 
 @contextmanager
@@ -90,18 +108,18 @@ def mongo_of(uri: str, database: str | None) -> Iterator[Any]:
         yield client[database_of(uri, database)]
 
 
-def ask(database: Any, command: Any, **fields: Any) -> Any:
-    """The answer to a command, for which the facade on a collection is not the place."""
+def ask(transport: Any, command: Any, **fields: Any) -> Any:
+    """The answer to a command."""
     from superduper.commands import build
 
-    return database._transport.send(build(command, **fields))
+    return transport.send(build(command, **fields))
 
 
 def print_json(value: Any) -> None:
     """A value as one line of JSON."""
-    from superduper.fields.json import to_json
+    from superduper.fields.json import dumps
 
-    click.echo(json.dumps(to_json(value), ensure_ascii=False))
+    click.echo(dumps(value).decode())
 
 
 def print_rows(rows: Sequence[dict[str, Any]], columns: Sequence[str], *, as_json: bool) -> None:

@@ -1,6 +1,5 @@
 """Commands that look: status, imputations, failures, jobs, highscores, predict."""
 
-import json
 import socket
 import sys
 from typing import Any
@@ -228,12 +227,14 @@ def predict(
 
 
 def _value(text: str) -> Any:
-    from superduper.fields.json import from_json
+    from superduper.fields.json import loads
 
     try:
-        return from_json(json.loads(text))
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{text[:40]!r} is not JSON: put text in double quotes") from error
+        return loads(text.encode())
+    except InvalidInput as error:
+        raise InvalidInput(
+            f"{text[:40]!r}: {error.message}; a value is JSON, so text goes in double quotes"
+        ) from error
 
 
 COMMANDS: tuple[click.Command, ...] = (status, imputations, failures, jobs, highscores, predict)

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bson import Code, DBRef, Regex
-from superduper.fields.json import from_json
 
 from superduper.commands import Command
 from superduper.errors import InvalidInput
+from superduper.fields.json import from_json
 
 MAX_FILTER_DEPTH = 16
 MAX_DOCUMENT_DEPTH = 64
@@ -157,7 +157,7 @@ def check_document(document: Any) -> None:
 
     Raises InvalidInput that names the key.
     """
-    _check_plain(document, 0, refused=())
+    _check_plain(document, 1, refused=())
 
 
 def check_projection(projection: Any) -> None:
@@ -217,7 +217,7 @@ def check_command(command: Command) -> None:
 
 
 def _check_literal(value: Any) -> None:
-    _check_plain(value, 0, refused=(re.Pattern, Regex, Code, DBRef))
+    _check_plain(value, 1, refused=(re.Pattern, Regex, Code, DBRef))
 
 
 def _check_plain(value: Any, depth: int, refused: tuple[type[Any], ...]) -> None:

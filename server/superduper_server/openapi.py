@@ -1,12 +1,13 @@
 """The API's description, made from the commands and one table of examples."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import cache
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel
 
 from superduper_server.examples import EXAMPLES
 
@@ -56,33 +57,41 @@ tensor is a list, or `{"dtype", "shape", "data"}` with base64 data; an ObjectId 
 """
 
 
+@cache
+def schema_of(command: type[BaseModel]) -> dict[str, Any]:
+    """A command's JSON schema; not to be changed."""
+    return command.model_json_schema(ref_template=REF)
+
+
 class Schemas:
-    """The models that the description refers to, by name."""
+    """The schemas that the description refers to, by name."""
 
     def __init__(self) -> None:
         self.found: dict[str, Any] = {"Error": ERROR_SCHEMA}
 
-    def of(self, model: type[BaseModel]) -> dict[str, Any]:
-        """The schema of a model itself; what it refers to is kept."""
-        schema = model.model_json_schema(ref_template=REF)
-        self.found.update(schema.pop("$defs", {}))
-        return schema
+    def properties(self, command: type[BaseModel], names: Collection[str]) -> dict[str, Any]:
+        """The schemas of some of a command's fields; what they refer to is kept."""
+        schema = schema_of(command)
+        self.found.update(schema.get("$defs", {}))
+        return {name: each for name, each in schema["properties"].items() if name in names}
 
-    def refer(self, model: type[BaseModel]) -> dict[str, Any]:
-        """A reference to a model's schema."""
-        self.found[model.__name__] = self.of(model)
-        return {"$ref": REF.format(model=model.__name__)}
+    def body(self, command: type[BaseModel], names: Collection[str]) -> dict[str, Any]:
+        """A reference to the schema of the body that carries some of a command's fields."""
+        title = f"{command.__name__}Body"
+        self.found[title] = {
+            "title": title,
+            "type": "object",
+            "properties": self.properties(command, names),
+            "required": required_of(command, names),
+            "additionalProperties": False,
+        }
+        return {"$ref": REF.format(model=title)}
 
 
-def part_of(model: type[BaseModel], name: str, fields: frozenset[str]) -> type[BaseModel]:
-    """A model of some fields of a command."""
-    chosen: dict[str, Any] = {
-        field: (info.annotation, info)
-        for field, info in model.model_fields.items()
-        if field in fields
-    }
-    config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-    return create_model(name, __config__=config, __doc__=model.__doc__, **chosen)
+def required_of(command: type[BaseModel], names: Collection[str]) -> list[str]:
+    """Those of a command's fields that have no default."""
+    fields = command.model_fields
+    return [name for name, info in fields.items() if name in names and info.is_required()]
 
 
 def describe(command: type[BaseModel], path: str, status: int, schemas: Schemas) -> dict[str, Any]:
@@ -97,7 +106,7 @@ def describe(command: type[BaseModel], path: str, status: int, schemas: Schemas)
         "responses": {str(status): _answer(name), **_errors()},
     }
     if method in WITH_BODY and beside:
-        extra["requestBody"] = _body(command, part_of(command, f"{name}Body", beside), schemas)
+        extra["requestBody"] = _body(command, beside, schemas)
     text = (command.__doc__ or "").strip()
     return {
         "summary": _summary(name),
@@ -143,22 +152,25 @@ def _parameters(
     in_query: frozenset[str],
     schemas: Schemas,
 ) -> list[dict[str, Any]]:
-    found = []
-    for place, names in (("path", in_path), ("query", in_query)):
-        schema = schemas.of(part_of(command, "Parameters", names))
-        required = in_path if place == "path" else schema.get("required", ())
-        for name, each in schema.get("properties", {}).items():
-            found.append({"name": name, "in": place, "required": name in required, "schema": each})
-    return found
+    required = required_of(command, in_query)
+    return [
+        {
+            "name": name,
+            "in": "path" if name in in_path else "query",
+            "required": name in in_path or name in required,
+            "schema": schema,
+        }
+        for name, schema in schemas.properties(command, in_path | in_query).items()
+    ]
 
 
-def _body(command: type[BaseModel], body: type[BaseModel], schemas: Schemas) -> dict[str, Any]:
-    json: dict[str, Any] = {"schema": schemas.refer(body)}
+def _body(command: type[BaseModel], names: frozenset[str], schemas: Schemas) -> dict[str, Any]:
+    json: dict[str, Any] = {"schema": schemas.body(command, names)}
     asked, _ = EXAMPLES.get(command.__name__, (None, None))
     if asked is not None:
         json["example"] = asked
     return {
-        "required": any(info.is_required() for info in body.model_fields.values()),
+        "required": bool(required_of(command, names)),
         "content": {
             "application/json": json,
             "application/bson": {"schema": {"type": "string", "format": "binary"}},

@@ -12,13 +12,16 @@ from fastapi.responses import Response, StreamingResponse
 from superduper import commands
 from superduper.commands import build
 from superduper.errors import TooManyRequests
+from superduper.fields.json import dumps
 from superduper_server import bodies
 from superduper_server.backend import Backend, refused_values
+from superduper_server.openapi import describe
 from superduper_server.routes import Router, read_command, untraced
 from superduper_server.tokens import Identity
 
 STREAM_PATH = "/v1/collections/{collection}/documents/stream"
 EVENTS_PATH = "/v1/jobs/{id}/events"
+EVENTS = "text/event-stream"
 CHUNK_BYTES = 256 * 1024
 POLL_SECONDS = 0.3
 KEEP_ALIVE_SECONDS = 15.0
@@ -73,31 +76,48 @@ def check_streams(backend: Backend) -> None:
 def add_streams(router: Router) -> None:
     """The endpoints whose answers go on."""
     backend = router.backend
-    router.add_plain(
-        "POST",
+    _add(
+        router,
+        commands.FindDocuments,
         STREAM_PATH,
         _documents(backend),
-        "reader",
+        media_type=bodies.JSON_LINES,
         name="stream_documents",
         summary="Stream documents",
         description=(
             "All documents that match, one JSON object a line, or one BSON document after the "
-            "other. Same body as .../documents/query; `limit` 0 is no limit."
+            "other. Same body as .../documents/query; a `limit` of 0, or none, is no limit."
         ),
-        tags=["documents"],
     )
-    router.add_plain(
-        "GET",
+    _add(
+        router,
+        commands.ShowJob,
         EVENTS_PATH,
         _events(backend),
-        "reader",
-        name="job_events",
+        media_type=EVENTS,
+        name="follow_job",
         summary="Follow a job",
         description=(
             "Server-sent events: the job as `GET /v1/jobs/{id}` shows it, each time it changes, "
             "until it has finished."
         ),
-        tags=["jobs"],
+    )
+
+
+def _add(
+    router: Router,
+    command: type[commands.Command],
+    path: str,
+    answer: Any,
+    *,
+    media_type: str,
+    **said: Any,
+) -> None:
+    described = describe(command, path, 200, router.schemas)
+    content = {media_type: {"schema": {"type": "string"}}}
+    described["openapi_extra"]["responses"]["200"]["content"] = content
+    router.add_plain(
+        command.route.method, path, answer, command.route.role, **{**described, **said}
     )
 
 
@@ -141,9 +161,7 @@ def _events(backend: Backend) -> Any:
         identity: Identity = request.scope["identity"]
         first = await _job(backend, command, identity)
         events = _job_events(backend, command, identity, first)
-        return StreamingResponse(
-            events, media_type="text/event-stream", headers={"cache-control": "no-store"}
-        )
+        return StreamingResponse(events, media_type=EVENTS, headers={"cache-control": "no-store"})
 
     return answer
 
@@ -162,7 +180,7 @@ async def _job_events(
     with counted_stream(backend):
         sent, sent_at = b"", loop.time()
         while True:
-            event = bodies.write_json(job)
+            event = dumps(job)
             if event != sent:
                 sent, sent_at = event, loop.time()
                 yield b"event: job\ndata: " + event + b"\n\n"

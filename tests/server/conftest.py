@@ -1,0 +1,59 @@
+"""A real service on a real store, behind the real app."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from pymongo.database import Database
+from starlette.testclient import TestClient
+
+from superduper.commands import Role
+from superduper.service import Service
+from superduper_server.app import build_app
+from superduper_server.limits import Limits
+from superduper_server.tokens import Tokens
+from tests.server.running import BASE_URL
+
+LIMITS = Limits(body_bytes=200_000, receive_seconds=1.0, documents=100, predict_seconds=20)
+
+
+@pytest.fixture
+def service(database: Database[Any]) -> Iterator[Service]:
+    """The service of a fresh database."""
+    found = Service(database)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def app(service: Service) -> FastAPI:
+    """An app with small limits."""
+    return build_app(service, limits=LIMITS)
+
+
+@pytest.fixture
+def open_app(service: Service) -> FastAPI:
+    """An app that asks for no tokens."""
+    return build_app(service, insecure=True, limits=LIMITS)
+
+
+@pytest.fixture
+def token_of(database: Database[Any]) -> Callable[[Role], str]:
+    """Makes a token of a role."""
+    return lambda role: str(Tokens(database).create(role)["token"])
+
+
+@pytest.fixture
+def stranger(app: FastAPI) -> Iterator[TestClient]:
+    """A client without a token."""
+    with TestClient(app, base_url=BASE_URL) as client:
+        yield client
+
+
+@pytest.fixture
+def client(app: FastAPI, token_of: Callable[[Role], str]) -> Iterator[TestClient]:
+    """A client with an administrator's token."""
+    headers = {"Authorization": f"Bearer {token_of('admin')}"}
+    with TestClient(app, base_url=BASE_URL, headers=headers) as found:
+        yield found

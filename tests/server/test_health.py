@@ -1,0 +1,76 @@
+"""Alive, ready, and the figures."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from pymongo.database import Database
+from starlette.testclient import TestClient
+
+from superduper.service import Service
+from superduper.store.embedded import attach
+from superduper.store.mongo import connect_mongo
+from superduper_server.app import build_app
+from tests.server.running import BASE_URL, until
+
+
+def test_a_stranger_may_ask_whether_it_is_alive_and_ready(stranger: TestClient) -> None:
+    assert stranger.get("/healthz").json() == {"alive": True}
+    assert stranger.get("/readyz").json() == {"ready": True, "reasons": []}
+    for path in ("/healthz", "/readyz"):
+        assert stranger.head(path).status_code == 200
+
+
+def test_ready_is_honest_when_the_database_is_gone(tmp_path: Path) -> None:
+    attachment = attach(tmp_path)
+    with connect_mongo(f"{attachment.address}/?serverSelectionTimeoutMS=500") as client:
+        service = Service(client["main"])
+        app = build_app(service, insecure=True)
+        with TestClient(app, base_url=BASE_URL) as reached:
+            assert reached.get("/readyz").status_code == 200
+            attachment.close()
+            until(lambda: reached.get("/readyz").status_code == 503, "an honest answer")
+            answer = reached.get("/readyz")
+            assert answer.json()["reasons"] == ["the database does not answer"]
+            assert answer.headers["retry-after"] == "1"
+            assert attachment.address.removeprefix("mongodb://") not in answer.text
+            assert reached.get("/healthz").status_code == 200
+            answer = reached.get("/v1/status")
+            assert answer.status_code == 503
+            assert answer.json()["error"]["code"] == "not_ready"
+            assert answer.headers["retry-after"] == "1"
+        with TestClient(build_app(service), base_url=BASE_URL) as guarded:
+            header = {"Authorization": "Bearer sd_nobody00_" + "a" * 43}
+            # Not 401: who knows whether the token is good.
+            assert guarded.get("/v1/status", headers=header).status_code == 503
+        service.close()
+
+
+def test_ready_is_no_more_once_it_stops(app: FastAPI, stranger: TestClient) -> None:
+    app.state.backend.stopping.set()
+    answer = stranger.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.json()["reasons"] == ["the server is shutting down"]
+
+
+def test_figures_count_routes_not_paths(client: TestClient, database: Database[Any]) -> None:
+    for number in range(3):
+        client.get(f"/v1/jobs/secret{number}")
+    client.get("/v1/secret-nothing")
+    text = client.get("/metrics").text
+    assert 'superduper_requests_total{method="GET",route="/v1/jobs/{id}",status="404"} 3.0' in text
+    assert 'route="unmatched",status="404"' in text
+    assert "secret" not in text
+    assert re.search(r'superduper_request_seconds_count\{route="/v1/jobs/\{id\}"\} 3.0', text)
+    assert "superduper_requests_in_flight 1.0" in text
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_refused_requests_are_counted(
+    stranger: TestClient, client: TestClient, status: int
+) -> None:
+    (stranger if status == 401 else client).get("/v1/jobs/x", headers={})
+    text = client.get("/metrics").text
+    assert f'route="/v1/jobs/{{id}}",status="{status}"' in text
