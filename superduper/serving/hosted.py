@@ -14,7 +14,7 @@ import psutil
 from bson.raw_bson import RawBSONDocument
 
 from superduper.errors import InvalidInput
-from superduper.fields import codec
+from superduper.fields import codec, tensors
 from superduper.serving.failures import Failure, each
 from superduper.serving.predictor import Outcome, Predictor
 from superduper.store.unsealing import load
@@ -42,6 +42,7 @@ class Hosted:
         kind, parts = message["kind"], _load(message)
         if kind == "model":
             self._predictor = Predictor(parts["object"], parts["preprocess"], parts["postprocess"])
+            _import_as_registered(self._predictor, message["payload"]["record"])
         else:
             check_component(kind, parts["object"])
         _settle()
@@ -98,6 +99,12 @@ def _load(message: Message) -> dict[str, Any]:
             "it there, or define what is needed of it in the script that registers"
         ) from error
     return {"preprocess": None, "postprocess": None, **parts}
+
+
+def _import_as_registered(predictor: Predictor, record: Mapping[str, Any]) -> None:
+    """Have torch where the registering process had it: a function of tensors names no module."""
+    if predictor.style == "function" and record.get("torch_version"):
+        tensors.load("torch")
 
 
 def _settle() -> None:
