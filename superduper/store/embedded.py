@@ -11,10 +11,12 @@ from typing import Self
 
 from superduper import settings
 from superduper.errors import InvalidInput, NotReady
+from superduper.store import disks
 from superduper.store.folder import Folder, Lock, State
 from superduper.store.servers import Server, answers, find_server
 
 START_SECONDS = 150.0  # longer than a keeper gives its server
+FULL_DISK_SECONDS = 5.0
 POLL_SECONDS = 0.05
 WATCH_SECONDS = 1.0
 
@@ -30,6 +32,7 @@ class Attachment:
         self._server = server
         self._locks = locks
         self._closed = threading.Event()
+        disks.watch(folder.path)
         self._watcher = threading.Thread(target=self._watch, name="superduper-store", daemon=True)
         self._watcher.start()
 
@@ -50,6 +53,7 @@ class Attachment:
             return
         self._closed.set()
         self._watcher.join()
+        disks.forget(self._folder.path)
         for lock in self._locks:
             lock.close()
 
@@ -100,10 +104,13 @@ def _choose(folder: Folder, choice: str) -> Server:
 def _ensure_keeper(folder: Folder, server: str) -> State:
     """Where the store's server is, once it answers; starts a keeper if there is none."""
     found: list[State] = []
+    patient_until = time.monotonic() + FULL_DISK_SECONDS
 
     def look() -> bool:
         state = _running(folder) or _start(folder, server)
         found.extend([state] if state else [])
+        if not state and time.monotonic() > patient_until:
+            _refuse_full_disk(folder)
         return bool(found)
 
     _wait(look, f"the store at {folder.path} does not answer: see {folder.logs}")
@@ -142,8 +149,16 @@ def _start(folder: Folder, server: str) -> State | None:
             if state:
                 return state
             time.sleep(POLL_SECONDS)
+    _refuse_full_disk(folder)
     reason = folder.log_tail("server") or folder.log_tail("keeper")
     raise NotReady(f"the store at {folder.path} does not start ({server}): {reason}")
+
+
+def _refuse_full_disk(folder: Folder) -> None:
+    """Say so if a full disk is why the store does not start."""
+    complaint = disks.complaint_of(folder.path)
+    if complaint:
+        raise NotReady(complaint)
 
 
 def _wait(condition: Callable[[], bool], complaint: str) -> None:

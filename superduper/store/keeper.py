@@ -13,16 +13,19 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from superduper.errors import NotReady
 from superduper.store.folder import Folder, Lock, State
-from superduper.store.servers import LOOPBACK, Server, find_server
+from superduper.store.servers import LOOPBACK, Server, find_server, knock
 
 WORKER_COMMAND = (sys.executable, "-P", "-m", "superduper.imputations.work")
 TICK_SECONDS = 0.25
 USERS_TICKS = 2  # look for users each so many ticks
 IDLE_LOOKS = 2  # close after so many looks without any
+HEALTH_TICKS = 8
+BROKEN_LOOKS = 2  # a server that is broken so many times in a row is started anew
 START_ATTEMPTS = 3
 READY_SECONDS = 120.0  # a large log may have to be replayed
 WORKER_GRACE_SECONDS = 10.0
@@ -99,17 +102,25 @@ class Kept:
             )
         self._started_at = time.monotonic()
 
-    def stop(self, grace_seconds: float) -> None:
+    def kill(self) -> None:
+        """End the process at once; `tend` starts it again."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def stop(self, grace_seconds: float, nudge: Callable[[], None] | None = None) -> None:
         """End the process: ask first, kill it if it is still there after the grace."""
         if self._process is None:
             return
         self._process.terminate()
-        try:
-            self._process.wait(grace_seconds)
-        except subprocess.TimeoutExpired:
+        deadline = time.monotonic() + grace_seconds
+        while self.running and time.monotonic() < deadline:
+            if nudge:
+                nudge()
+            time.sleep(0.05)
+        if self.running:
             logger.warning("the %s did not end in %s s: killed", self.name, grace_seconds)
-            self._process.kill()
-            self._process.wait()
+            self.kill()
         self._process = None
 
 
@@ -147,6 +158,7 @@ class Keeper:
         self._users = Lock(folder.users_lock)
         self._worker_users = Lock(folder.worker_lock)
         self._idle = 0
+        self._broken = 0
         self._ended = False
 
     def run(self) -> None:
@@ -160,6 +172,8 @@ class Keeper:
                 time.sleep(TICK_SECONDS)
                 ticks += 1
                 self._tend()
+                if ticks % HEALTH_TICKS == 0:
+                    self._kill_if_broken()
                 if ticks % USERS_TICKS == 0 and self._users_gone():
                     break
         finally:
@@ -203,6 +217,15 @@ class Keeper:
         if self._worker_wanted and self._store.running:
             self._worker.tend()
 
+    def _kill_if_broken(self) -> None:
+        """End a server that is up and can do nothing; it recovers when it is started again."""
+        broken = self._store.running and self.server.is_broken(self._port)
+        self._broken = self._broken + 1 if broken else 0
+        if self._broken >= BROKEN_LOOKS:
+            logger.error("the server fails at everything: starting it anew")
+            self._store.kill()
+            self._broken = 0
+
     def _users_gone(self) -> bool:
         """Whether nobody is attached any more; then new users wait for the lock until the end."""
         if not self._users.try_exclusive():
@@ -216,7 +239,8 @@ class Keeper:
 
     def _close(self) -> None:
         self._worker.stop(WORKER_GRACE_SECONDS)
-        self._store.stop(SERVER_GRACE_SECONDS)
+        # SecantusDB notices that it should end at the next connection, else after 2 seconds.
+        self._store.stop(SERVER_GRACE_SECONDS, lambda: knock(self._port))
         self.folder.remove_state()
         self._reserved.close()
         self._users.close()

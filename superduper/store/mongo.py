@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from bson.datetime_ms import DatetimeMS
 from bson.errors import BSONError, InvalidDocument
-from pymongo import MongoClient
+from pymongo import MongoClient, timeout
 from pymongo.database import Database
 from pymongo.errors import (
     BulkWriteError,
@@ -32,13 +32,15 @@ from superduper.errors import (
     TooLarge,
     Unauthorized,
 )
+from superduper.store import disks
 
-# A server that is gone is an error after 5 to 10 seconds: pymongo looks for it, tries again once.
-# One that takes a request and is silent is given longer than the longest batch takes.
+# A server that is gone is an error after 8 seconds, which a store that was killed needs to be back
+# on a busy machine. One that took a request and is silent is given longer than any batch takes.
+FIRST_SECONDS = 5.0
 DEFAULTS: dict[str, Any] = {
     "appName": "superduper",
     "connectTimeoutMS": 5_000,
-    "serverSelectionTimeoutMS": 5_000,
+    "serverSelectionTimeoutMS": 8_000,
     "socketTimeoutMS": 60_000,
 }
 
@@ -81,7 +83,7 @@ def connect_mongo(address: str) -> "MongoClient[dict[str, Any]]":
     except (ConfigurationError, ValueError, TypeError) as error:
         raise InvalidInput(f"the address {redact(address)}: {redact(str(error))}") from error
     try:
-        with database_errors():
+        with database_errors(), timeout(FIRST_SECONDS):
             client.admin.command("ping")
     except SuperduperError as error:
         hint = _ghost_hint(client)
@@ -138,7 +140,13 @@ def database_errors() -> Iterator[None]:
 
 
 def translated(error: PyMongoError) -> SuperduperError:
-    """Our error for one of the driver's."""
+    """Our error for one of the driver's, with its reason where that is known."""
+    ours = _translated(error)
+    reason = disks.complaint() if isinstance(ours, NotReady) else None
+    return NotReady(f"{reason} ({ours.message})") if reason else ours
+
+
+def _translated(error: PyMongoError) -> SuperduperError:
     if isinstance(error, BulkWriteError):
         return _of_bulk(error)
     if isinstance(error, ServerSelectionTimeoutError):

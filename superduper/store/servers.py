@@ -4,6 +4,7 @@ All speak MongoDB's protocol and are separate processes, reached over loopback. 
 GPL-2.0: it is looked for without being imported, and only ever run.
 """
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -34,6 +35,7 @@ DURABLE = "transaction_sync=(enabled=true,method=none)"
 OPLOG_SECONDS = 86_400
 OPLOG_ENTRIES = 500_000
 
+INTERNAL_ERROR = 1
 ALREADY_INITIALIZED = 23
 OP_MSG = 2013
 
@@ -76,6 +78,17 @@ class Server:
         except OSError:
             pass  # not listening yet
         return False
+
+    def is_broken(self, port: int) -> bool:
+        """Whether it is up but can do nothing any more, as SecantusDB after its disk was full.
+
+        A mongod ends by itself then. One that does not answer may only be busy.
+        """
+        try:
+            reply = ask(port, {"find": "health", "limit": 1, "singleBatch": True})
+        except OSError:
+            return False
+        return self.name != MONGOD and reply.get("code") == INTERNAL_ERROR
 
 
 def _join_replica_set(port: int) -> None:
@@ -122,6 +135,12 @@ def answers(port: int) -> bool:
         return ask(port, {"ping": 1}).get("ok") == 1
     except OSError:
         return False
+
+
+def knock(port: int) -> None:
+    """Connect and leave again."""
+    with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, port), 0.2):
+        pass
 
 
 def _program(name: str) -> tuple[str, ...] | None:

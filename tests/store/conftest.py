@@ -77,6 +77,18 @@ class StoreFolder:
         """The store's servers: one at most."""
         return running(self.path, "secantus")
 
+    def workers(self) -> list[psutil.Process]:
+        """The workers that the keeper runs: one at most."""
+        mine = {keeper.pid for keeper in self.keepers()}
+        found = psutil.process_iter(["ppid", "cmdline", "status"])
+        return [
+            process
+            for process in found
+            if process.info["ppid"] in mine
+            and process.info["status"] != psutil.STATUS_ZOMBIE
+            and "superduper.imputations.work" in (process.info["cmdline"] or [])
+        ]
+
     def is_closed(self) -> bool:
         """Whether nothing of the store runs any more."""
         return not self.keepers() and not self.servers()

@@ -1,6 +1,7 @@
 """The embedded store: started by whoever comes first, shared, durable, closed by the last."""
 
 import importlib.util
+import os
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ from superduper.errors import InvalidInput, MissingExtra, NotReady
 from superduper.store.embedded import attach
 from superduper.store.folder import Folder, Lock
 from superduper.store.keeper import Kept, reserve_port
-from superduper.store.mongo import connect_mongo
+from superduper.store.mongo import connect_mongo, database_errors
 from superduper.store.servers import describe_servers, find_server
 
 
@@ -95,7 +96,7 @@ def test_a_killed_server_comes_back_at_its_address(store, eventually):
         (before,) = store.servers()
         before.kill()
         eventually(lambda: store.servers() not in ([], [before]))
-        documents.insert_one({"_id": 2})
+        eventually(lambda: works(documents))
         assert documents.count_documents({}) == 2
         assert attach_address(store) == attachment.address
 
@@ -187,6 +188,44 @@ def test_nothing_acknowledged_is_lost_when_the_server_is_killed(store, eventuall
         writer.join()
         assert len(acknowledged) > 600
         assert set(acknowledged) <= ids(attachment.address)
+
+
+@pytest.fixture
+def small_disk(store):
+    """A store on a disk of 25 MB, which `grow` makes larger."""
+    store.path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=25m", "tmpfs", str(store.path)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("may not mount a small disk")
+    resize = ["mount", "-o", "remount,size=200m", str(store.path)]
+    yield lambda: subprocess.run(resize, check=True)
+    subprocess.run(["umount", "-l", str(store.path)], check=True)
+
+
+def test_a_full_disk_is_named_and_loses_nothing(store, small_disk, eventually):
+    acknowledged = set()
+    with attach(store.path) as attachment, connect_mongo(attachment.address) as client:
+        documents = client["shop"]["documents"]
+
+        def fill_up():
+            for number in range(100):
+                documents.insert_one({"_id": number, "x": os.urandom(1_000_000)})
+                acknowledged.add(number)
+
+        full = f"disk of the store at {store.path} is full"
+        with pytest.raises(NotReady, match=full), database_errors():
+            fill_up()
+        small_disk()
+        eventually(lambda: works(documents), 60)
+        assert acknowledged <= {found["_id"] for found in documents.find({}, {"_id": 1})}
+    eventually(store.is_closed)
+
+
+def works(documents):
+    try:
+        return documents.insert_one({}).acknowledged
+    except PyMongoError:
+        return False
 
 
 def test_only_loopback_is_served(store):
@@ -318,3 +357,18 @@ def test_a_process_that_ends_at_once_is_started_less_and_less_often(store):
         time.sleep(0.005)
     child.stop(1)
     assert 2 <= starts <= 5
+
+
+def test_a_worker_runs_beside_the_store_once_somebody_wants_one(store, program, eventually):
+    with attach(store.path):
+        assert not store.workers()
+        one = program("worker")
+        one.address()
+        (before,) = eventually(store.workers)
+        before.kill()
+        eventually(lambda: store.workers() not in ([], [before]))
+        assert len(store.workers()) == 1
+        one.leave()
+        assert store.workers()  # it goes with the store
+    eventually(store.is_closed, 40)
+    assert not store.workers()

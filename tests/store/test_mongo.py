@@ -6,6 +6,7 @@ import socket
 import time
 import uuid
 
+import psutil
 import pytest
 from pymongo import InsertOne, MongoClient, UpdateOne
 from pymongo.errors import OperationFailure
@@ -100,21 +101,20 @@ def test_a_database_that_dies_gives_an_error_within_seconds(secantus):
             assert time.monotonic() - started < 12
 
 
-def test_a_database_that_is_silent_does_not_hang(secantus):
+def test_a_database_that_is_silent_does_not_hang(secantus, eventually):
     address = secantus()
     with connect_mongo(f"{address}/?socketTimeoutMS=1000") as client:
-        process = _listener(int(address.rpartition(":")[2]))
-        os.kill(process, signal.SIGSTOP)
+        process = psutil.Process(_listener(int(address.rpartition(":")[2])))
+        process.suspend()
+        eventually(lambda: process.status() == psutil.STATUS_STOPPED)
         try:
             with pytest.raises(NotReady, match="try again|does not answer"), database_errors():
                 client["shop"]["documents"].find_one()
         finally:
-            os.kill(process, signal.SIGCONT)
+            process.resume()
 
 
 def _listener(port):
-    import psutil
-
     for process in psutil.process_iter(["cmdline"]):
         if str(port) in (process.info["cmdline"] or []):
             return process.pid
