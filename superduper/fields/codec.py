@@ -212,7 +212,8 @@ def _encode_mapping(document: Mapping[Any, Any], depth: int, check: _Check) -> d
     _check_depth(depth)
     encoded = {}
     for key, value in document.items():
-        check(key)
+        if type(key) is not str or key[:1] == "$" or "\0" in key:
+            check(key)
         try:
             encoded[key] = _encode(value, depth + 1, check)
         except _Refused as refused:

@@ -33,6 +33,12 @@ MAX_DEPTH: Final = 64
 
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 _INTEGER = re.compile(r"-?[0-9]{1,19}")
+# Digits as 0 and all else but the point as blank: then a long integer is a blank and 19 times 0.
+_SHAPES = bytes(
+    ord("0") if chr(byte).isdecimal() else byte if byte == ord(".") else ord(" ")
+    for byte in range(256)
+)
+_LONG_INTEGER = b" " + b"0" * 19
 _OUT = json_util.JSONOptions(json_mode=json_util.JSONMode.RELAXED)
 
 
@@ -68,12 +74,17 @@ def loads(data: bytes) -> Any:
     """
     try:
         value = orjson.loads(data) if orjson else _loads_slowly(data)
-        if orjson and re.search(rb"[0-9]{19}", data):
+        if orjson and _has_long_integer(data):
             value = _loads_slowly(data)  # orjson makes a float of an integer beyond 64 bits
     except (ValueError, RecursionError) as error:
         text = getattr(error, "msg", None) or "it is nested too deep, or not UTF-8"
         raise InvalidInput(f"not valid JSON: {text:.100}") from error
     return from_json(value)
+
+
+def _has_long_integer(data: bytes) -> bool:
+    shape = data.translate(_SHAPES)
+    return shape.startswith(_LONG_INTEGER[1:]) or _LONG_INTEGER in shape
 
 
 def _loads_slowly(data: bytes) -> Any:

@@ -216,6 +216,8 @@ def test_what_is_refused_says_where_and_what_and_stays_short(value: Any, text: s
         (b"[1e999]", "not valid JSON|not JSON numbers"),
         (b"[12345678901234567890123]", "64 bits"),
         (b"[9223372036854775808]", "64 bits"),
+        (b'{"a":-12345678901234567890123}', "64 bits"),
+        (b"12345678901234567890123", "64 bits"),
         (b"1" * 10_000, "64 bits|infinity"),
         (b'"\\ud800"', "not valid JSON|surrogate"),
         (b'{"a\\u0000": 1}', "NUL"),
@@ -225,6 +227,11 @@ def test_text_that_is_refused(text: bytes, problem: str) -> None:
     with pytest.raises(InvalidInput, match=problem) as caught:
         loads(text)
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("text", [b"0.00012345678901234567", b"[1e-7, -1234567890123456789.5]"])
+def test_numbers_with_many_digits_are_taken(text: bytes) -> None:
+    assert loads(text) == json.loads(text)
 
 
 def test_of_equal_keys_the_last_wins() -> None:
