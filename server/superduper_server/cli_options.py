@@ -82,7 +82,7 @@ def _check_served(transport: Any, database: str | None) -> None:
 def store_of(uri: str) -> Iterator[str]:
     """The MongoDB address behind a URI; an embedded store is started if need be.
 
-    Raises InvalidInput for a server's URL.
+    Raises InvalidInput for a server's URL, and for what is no URI of ours.
     """
     if uri.startswith("embedded:"):
         from superduper.store.embedded import attach
@@ -94,8 +94,11 @@ def store_of(uri: str) -> Iterator[str]:
             attachment.close()
     elif urlsplit(uri).scheme in ("mongodb", "mongodb+srv"):
         yield uri
-    else:
+    elif is_server(uri):
         raise InvalidInput("this needs the database itself: --uri embedded:PATH or mongodb://...")
+    else:
+        scheme = uri.partition(":")[0][:20]
+        raise InvalidInput(f"a URI starts with embedded:, mongodb:// or http://, not {scheme!r}")
 
 
 @contextmanager

@@ -162,23 +162,21 @@ def work(uri: str, databases: tuple[str, ...]) -> None:
     from superduper.imputations import work as worker
 
     with store_of(uri) as address:
-        worker.main([address, *databases])
+        worker.work(address, databases)
 
 
-@click.command(
-    short_help="The main job, on real data.",
-    context_settings={"ignore_unknown_options": True, "help_option_names": []},
-)
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def demo(arguments: tuple[str, ...]) -> None:
+@click.command(short_help="The main job, on real data.")
+@click.option("--path", default="demo-data", show_default=True, help="The folder to use.")
+@click.option("--keep", is_flag=True, help="Leave everything running at the end.")
+def demo(path: str, keep: bool) -> None:
     """The main job on real data: handwritten digits whose missing labels fill themselves.
 
     \b
     superduper demo --keep
     """
     # An ordinary script: its classes live in __main__, as in a script of your own.
-    command = [sys.executable, "-m", "superduper_server.demo", *arguments]
-    os.execv(sys.executable, command)
+    command = [sys.executable, "-m", "superduper_server.demo", "--path", path]
+    os.execv(sys.executable, [*command, "--keep"] if keep else command)
 
 
 def _tell(line: dict[str, Any], *, as_json: bool) -> None:
