@@ -61,8 +61,8 @@ def encode(message: Mapping[str, Any]) -> bytes:
     """
     try:
         body = bson.encode(message, codec_options=_WRITING)
-    except (bson.errors.BSONError, OverflowError, UnicodeError, RecursionError) as error:
-        if "size limit" in str(error):
+    except (bson.errors.BSONError, OverflowError, ValueError, RecursionError) as error:
+        if "size limit" in str(error) or str(MAX_BYTES) in str(error):
             raise TooLarge("a message between processes must be smaller than 2 GiB") from error
         raise InvalidInput(f"a message cannot be encoded: {error}") from error
     if len(body) > MAX_BYTES:

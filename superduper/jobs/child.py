@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+from superduper import settings
 from superduper.errors import (
     ArtifactRejected,
     ChildDied,
@@ -57,7 +58,7 @@ class Child:
         self, entry: str, *, limits: Limits | None = None, name: str | None = None
     ) -> None:
         self.entry = entry
-        self.limits = limits or Limits()
+        self.limits = limits or Limits(memory_mb=int(settings.get_number("CHILD_MEMORY_MB")))
         self.name = name or entry
         self.isolated_network: bool | None = None
         self._group: ProcessGroup | None = None
@@ -89,12 +90,18 @@ class Child:
     # Life ------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the process; does nothing while it lives. Does not wait until it is ready."""
+        """Start the process; does nothing while it lives. Does not wait until it is ready.
+
+        Raises NotReady if the system has no room for it.
+        """
         with self._lock:
             if self.alive:
                 return
             self.kill()
-            self._group = ProcessGroup(self._command)
+            try:
+                self._group = ProcessGroup(self._command)
+            except OSError as error:
+                raise NotReady(f"child {self.name!r} cannot be started: {error}") from error
             # No answer can be larger than the memory that it came from.
             limit = min(MAX_BYTES, self.limits.memory_mb * MIB)
             self._channel = Channel(self._group.socket, max_bytes=limit, wait=self._wait)
@@ -176,7 +183,7 @@ class Child:
 
     def _wait(self, events: int) -> None:
         group = self._group
-        if group is None:
+        if group is None or group.returncode is not None:
             raise ChannelClosed("it was ended")
         while True:
             left = self._deadline - time.monotonic()

@@ -11,7 +11,6 @@ from pathlib import Path
 
 MIB = 1 << 20
 CLONE_NEWNET = 0x40000000
-PR_SET_PDEATHSIG = 1
 PR_SET_NO_NEW_PRIVS = 38
 F_SETSIG = 10
 OOM_SCORE = 800
@@ -53,9 +52,8 @@ def confine(limits: Limits, lifeline: int) -> bool:
     Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
     libc = ctypes.CDLL(None, use_errno=True)
     isolated = not limits.network and libc.unshare(CLONE_NEWNET) == 0
-    for option, value in ((PR_SET_PDEATHSIG, signal.SIGKILL), (PR_SET_NO_NEW_PRIVS, 1)):
-        if libc.prctl(option, int(value), 0, 0, 0) != 0:
-            raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
+    if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS) failed")
     return isolated
 
 
@@ -72,9 +70,9 @@ def _die_with_parent(lifeline: int) -> None:
     """Have the kernel kill this whole process group when the parent is gone.
 
     Nobody writes to the pipe; its other end closes with the parent, and that raises the signal,
-    even while this process is busy in C code. PR_SET_PDEATHSIG beside it covers a parent whose
-    forks still hold the pipe, but reaches only this process: what it started is then ended by
-    the next start of any child, with its folder.
+    even while this process is busy in C code. PR_SET_PDEATHSIG would reach this process alone, and
+    often so early that the signal for the group is lost with it; also, it is sent when the thread
+    that started this process ends, which may be a pool's.
     """
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
     fcntl.fcntl(lifeline, F_SETSIG, signal.SIGKILL)

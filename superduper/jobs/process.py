@@ -5,7 +5,6 @@ import contextlib
 import fcntl
 import logging
 import os
-import queue
 import select
 import shutil
 import signal
@@ -18,7 +17,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -40,42 +38,6 @@ KEPT_VARIABLES = (
 )
 
 
-class _Spawner:
-    """Starts all children from one thread that lives as long as this process.
-
-    PR_SET_PDEATHSIG fires when the thread that started the child ends, not when its process does:
-    children started from a pool's thread would die with that thread.
-    """
-
-    def __init__(self) -> None:
-        self._orders: queue.SimpleQueue[tuple[Callable[[], None]]] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
-
-    def popen(self, arguments: list[str], **options: object) -> "subprocess.Popen[bytes]":
-        """Start a process; the arguments are those of subprocess.Popen."""
-        with self._lock:
-            if self._thread is None or not self._thread.is_alive():  # also after a fork
-                self._thread = threading.Thread(target=self._run, name="spawner", daemon=True)
-                self._thread.start()
-        started: Future[subprocess.Popen[bytes]] = Future()
-
-        def order() -> None:
-            try:
-                started.set_result(subprocess.Popen(arguments, **options))  # type: ignore[call-overload]
-            except OSError as error:
-                started.set_exception(error)
-
-        self._orders.put((order,))
-        return started.result()
-
-    def _run(self) -> None:
-        while True:
-            (order,) = self._orders.get()
-            order()
-
-
-_spawner = _Spawner()
 _living: "set[ProcessGroup]" = set()
 
 
@@ -85,47 +47,63 @@ def _end_all() -> None:
         group.kill()
 
 
+def _disown_all() -> None:
+    """In a fork of this process: let go of children that are not its own."""
+    for group in list(_living):
+        group.disown()
+    _living.clear()
+
+
+os.register_at_fork(after_in_child=_disown_all)
+
+
 class ProcessGroup:
     """One started process and everything it starts; `kill` ends all of it and removes its folder.
 
-    Starting gives the process one end of a socket and a lifeline: `start(command)` gets the two
-    numbers and returns the arguments.
+    The process is given one end of a socket and the lifeline, a pipe that only tells whether we live:
+    `command` gets the two file numbers and returns the arguments.
     """
 
     def __init__(self, command: Callable[[int, int], list[str]]) -> None:
         _sweep_orphans()
-        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-        self._folder_lock = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        fcntl.flock(self._folder_lock, fcntl.LOCK_EX)
-        self.socket, theirs = socket.socketpair()
-        lifeline, self._lifeline = os.pipe()
-        self._output, written = os.pipe()
         self._output_open = True
         self._tail = bytearray()
         self._ending = threading.Lock()
         self.returncode: int | None = None
-        try:
-            self._process = _spawner.popen(
-                command(theirs.fileno(), lifeline),
-                pass_fds=(theirs.fileno(), lifeline),
-                stdin=subprocess.DEVNULL,
-                stdout=written,
-                stderr=subprocess.STDOUT,
-                cwd=self.folder,
-                env=environment(os.environ, self.folder),
-                start_new_session=True,
-            )
-        except BaseException:
-            self._close()
-            raise
-        finally:
-            theirs.close()
-            os.close(lifeline)
-            os.close(written)
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+            self.socket, far = socket.socketpair()
+            ours.enter_context(self.socket)
+            theirs.enter_context(far)
+            lifeline, our_lifeline = os.pipe()
+            theirs.callback(os.close, lifeline)
+            ours.callback(os.close, our_lifeline)
+            self._output, output = os.pipe()
+            theirs.callback(os.close, output)
+            ours.callback(os.close, self._output)
+            self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+            lock = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+            ours.callback(os.close, lock)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._process = self._start(command, far.fileno(), lifeline, output)
+            self._files = ours.pop_all()
         self.pid = self._process.pid
         self.socket.setblocking(False)
         os.set_blocking(self._output, False)
         _living.add(self)
+
+    def _start(
+        self, command: Callable[[int, int], list[str]], fd: int, lifeline: int, output: int
+    ) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            command(fd, lifeline),
+            pass_fds=(fd, lifeline),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=self.folder,
+            env=environment(os.environ, self.folder),
+            start_new_session=True,
+        )
 
     # Watching --------------------------------------------------------------------------------
 
@@ -210,16 +188,18 @@ class ProcessGroup:
         for _ in range(LAST_READS):
             if not self._drain():
                 break
-        self._close()
+        _living.discard(self)
+        _remove(self.folder)
+        self._files.close()
         return self.returncode
 
-    def _close(self) -> None:
-        _living.discard(self)
-        self.socket.close()
-        os.close(self._lifeline)
-        os.close(self._output)
-        _remove(self.folder)
-        os.close(self._folder_lock)
+    def disown(self) -> None:
+        """Close what is open and do no more: the process belongs to the one this is a fork of.
+
+        Above all the lifeline: while a copy holds it, a killed parent leaves its children alive.
+        """
+        self.returncode = -signal.SIGKILL
+        self._files.close()
 
 
 # What a process is given ------------------------------------------------------------------------

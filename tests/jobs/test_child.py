@@ -24,6 +24,7 @@ from superduper.errors import (
     InvalidInput,
     NotReady,
     TimedOut,
+    TooLarge,
     UserCodeError,
 )
 from superduper.jobs import process
@@ -158,6 +159,20 @@ def test_a_request_to_a_child_that_is_not_there() -> None:
     child = Child("tests.jobs.entries:main", name="absent")
     with pytest.raises(NotReady, match="'absent' is not running"):
         child.request({"op": "echo"})
+
+
+def test_a_child_for_which_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(tempfile, "tempdir", "/nonexistent")
+    with pytest.raises(NotReady, match="'homeless' cannot be started: .*/nonexistent"):
+        Child("tests.jobs.entries:main", name="homeless").start()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_what_is_too_large_for_a_message_is_refused(child: Child) -> None:
+    with pytest.raises(TooLarge, match="smaller than 2 GiB"):
+        child.request({"op": "echo", "value": bytes(2**31)})
+    assert still_answers(child)
 
 
 def test_an_entry_that_cannot_start_is_told() -> None:
@@ -339,16 +354,17 @@ def test_a_child_outlives_the_thread_that_started_it() -> None:
 
 
 PARENT = """
-import os, sys, time
+import os, sys, threading, time
 from superduper.jobs.child import Child
 child = Child("tests.jobs.entries:main")
 child.start()
 pids = child.request({"op": "spawn"})["pids"]
 print(child.pid, pids[0], child.request({"op": "facts"})["folder"], flush=True)
+for thread in range(30):  # that die one after the other when the process is killed
+    threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
 if sys.argv[1] == "fork" and os.fork() == 0:
-    time.sleep(5)  # a copy of the parent holds everything open that the parent has open
-    os._exit(0)
-if sys.argv[1] != "end":
+    time.sleep(10)  # a copy of the parent
+if sys.argv[1] == "wait":
     child.request({"op": "hang", "in_c": True})
 """
 
@@ -383,22 +399,25 @@ def test_children_die_with_a_killed_parent_and_the_next_one_tidies_up(
     assert folder.parent == Path(tempfile.gettempdir())
 
 
-def test_a_child_dies_with_a_killed_parent_of_which_there_is_a_copy(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    parent, (child, grandchild), folder = start_parent("fork")
+def test_a_fork_of_the_parent_has_no_hold_on_its_children(child: Child) -> None:
+    child.request({"op": "echo"})
+    copy = os.fork()
+    if copy == 0:
+        try:
+            child.request({"op": "echo"}, timeout=5)
+        except ChildDied:
+            child.stop()
+            os._exit(5)
+        os._exit(6)
+    assert os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1]) == 5
+    assert still_answers(child)
+
+
+def test_children_die_with_a_killed_parent_of_which_there_is_a_fork() -> None:
+    parent, pids, _ = start_parent("fork")
     parent.kill()
     parent.wait()
-    until(lambda: is_gone(child), 3)
-
-    def tidied_up() -> bool:
-        os.utime(folder, (0, 0))
-        monkeypatch.setattr(process, "_swept", threading.Lock())
-        with Child("tests.jobs.entries:main"):
-            return not folder.exists()
-
-    until(tidied_up)
-    assert is_gone(grandchild)
+    until(lambda: all(is_gone(pid) for pid in pids), 5)
 
 
 def test_a_parent_that_just_ends_takes_its_children_along() -> None:
