@@ -38,8 +38,10 @@ LOAD_SECONDS = 300
 COMPARE_SECONDS = 3_600
 # Training files are as large as the data is; the disk is the limit.
 FILE_MB = 1 << 20
+WEIGHTS = "weights.safetensors"
 _SEEDS = 2**31
 
+_SEALED = ("data", "validated_on", "skipped", "initial_hash")
 _TRAINING = ("optimizer", "lr", "batch_size", "max_epochs", "max_steps", "patience", "watch")
 
 
@@ -65,14 +67,7 @@ def fit(job: RunningJob, work: FitContext) -> dict[str, Any]:
     fit failed of, after recording it in the run.
     """
     record = work.imputations.get(job.args["collection"], job.args["imputation"])
-    _check(record)
-    cache = settings.get("CACHE") or None
-    limits = Limits(memory_mb=int(settings.get_number("CHILD_MEMORY_MB")), file_mb=FILE_MB)
-    with (
-        tempfile.TemporaryDirectory(prefix="superduper-fit-", dir=cache) as folder,
-        Child(ENTRY, limits=limits, name=f"fit {record.id}") as child,
-    ):
-        return _Fit(job, work, record, child, Path(folder)).run()
+    return _Fit(job, work, record).run()
 
 
 def adopt(imputations: Imputations, runs: Runs, record: ImputationRecord, *, by: str) -> int:
@@ -123,19 +118,13 @@ def _told(error: BaseException) -> dict[str, Any]:
 class _Fit:
     """One attempt."""
 
-    def __init__(
-        self,
-        job: RunningJob,
-        work: FitContext,
-        record: ImputationRecord,
-        child: Child,
-        folder: Path,
-    ) -> None:
+    def __init__(self, job: RunningJob, work: FitContext, record: ImputationRecord) -> None:
         self.job = job
         self.work = work
         self.record = record
-        self.child = child
-        self.folder = folder
+        memory = int(settings.get_number("CHILD_MEMORY_MB"))
+        limits = Limits(memory_mb=memory, file_mb=FILE_MB)
+        self.child = Child(ENTRY, limits=limits, name=f"fit {record.id}")
         self.rows: list[dict[str, Any]] = []
         self.metrics: dict[str, float] = {}
         self.reported = 0.0
@@ -148,8 +137,14 @@ class _Fit:
         self.seed = secrets.randbelow(_SEEDS) if seed is None else seed
         begun = _begun(self.record, job.id, self.seed)
         self.run_id = runs.begin({**begun, "parent": earlier[-1]["_id"] if earlier else None})
+        cache = settings.get("CACHE") or None
         try:
-            return self._run()
+            _check(self.record)
+            with (
+                tempfile.TemporaryDirectory(prefix="superduper-fit-", dir=cache) as folder,
+                self.child,
+            ):
+                return self._run(Path(folder))
         except BaseException as error:
             self._failed(error)
             raise
@@ -164,17 +159,16 @@ class _Fit:
         if self.job.cancelled.is_set() or not (stopped or again or self.job.lost):
             self.work.imputations.set_error(self.record, told)
 
-    def _run(self) -> dict[str, Any]:
-        self._load()
+    def _run(self, folder: Path) -> dict[str, Any]:
+        self._load(folder)
         self._stream()
         sealed = self._ask({"op": "seal"}, BATCH_SECONDS)
-        self.work.runs.update(self.run_id, **sealed)
-        trained = self.child.request(
-            {"op": "train"}, on_event=self._on_event, cancel=self.job.interrupted
-        )
+        self.work.runs.update(self.run_id, **{key: sealed[key] for key in _SEALED})
+        trained = self._ask({"op": "train", "weights": WEIGHTS}, None, self._on_event)
         self._flush()
         self.job.progress({"phase": "publishing", **self._done(trained["steps"])})
-        candidate = self._publish(sealed, trained)
+        weights = (folder / WEIGHTS).read_bytes()
+        candidate = self._publish(weights, sealed, trained)
         promoted, reason = promote_if_better(
             candidate,
             self.record,
@@ -200,20 +194,19 @@ class _Fit:
         timeout: float | None,
         on_event: Callable[[dict[str, Any]], None] | None = None,
     ) -> dict[str, Any]:
-        return self.child.request(
-            message, timeout=timeout, on_event=on_event, cancel=self.job.interrupted
-        )
+        interrupted = self.job.interrupted
+        return self.child.request(message, timeout, on_event, cancel=interrupted)
 
     # Loading ---------------------------------------------------------------------------------
 
-    def _load(self) -> None:
+    def _load(self, folder: Path) -> None:
         self.job.progress({"phase": "loading", "done": 0})
         spec, pins = self.record.spec, self.record.spec["pins"]
         training = {key: spec.get(key) for key in _TRAINING}
         excluded = {*self.record.target_paths, *self.record.write_paths}
         message = {
             "op": "load",
-            "folder": str(self.folder),
+            "folder": str(folder),
             "settings": {**training, "seed": self.seed},
             "fields": {
                 "inputs": list(self.record.input_paths),
@@ -303,14 +296,16 @@ class _Fit:
 
     # Publishing ------------------------------------------------------------------------------
 
-    def _publish(self, sealed: Mapping[str, Any], trained: Mapping[str, Any]) -> Candidate:
+    def _publish(
+        self, weights: bytes, sealed: Mapping[str, Any], trained: Mapping[str, Any]
+    ) -> Candidate:
         record, spec = self.record, self.record.spec
         version = self.work.imputations.next_version(record)
         component = self.work.registry.publish_weights(
             record.collection,
             spec["model"],
             spec["pins"]["model"],
-            (self.folder / trained["weights"]).read_bytes(),
+            weights,
             {"imputation": record.name, "version": version, "run": self.run_id},
         )
         scored = sealed["data"][trained["scored"]]
@@ -342,4 +337,5 @@ class _Fit:
     def _compare(self, model_version: int) -> dict[str, float]:
         payload = self._payload("model", self.record.spec["model"], model_version)
         answer = self._ask({"op": "compare", "model": payload}, COMPARE_SECONDS)
+        self.job.check()
         return dict(answer["metrics"])

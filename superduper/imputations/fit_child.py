@@ -36,7 +36,7 @@ from superduper.training.engine import Engine, Plan, Stage, evaluate
 from superduper.training.graph import Frame, Graph, Node
 from superduper.training.objective import Objective, StepResult, Term
 from superduper.training.optimizers import optimizer_of
-from superduper.training.policies import BestWeights, EarlyStopping, NaNStop, Policy
+from superduper.training.policies import BestWeights, EarlyStopping, NaNStop, Policy, check_watched
 from superduper.training.randomness import seed_everything
 from superduper.training.sources import IndexSource
 from superduper.training.weights import copy_of_state, weights_blob, weights_hash
@@ -122,8 +122,10 @@ class Fitting:
         self.fields = Fields(*(tuple(message["fields"][key]) for key in Fields.__annotations__))
         seed_everything(self.settings.seed)
         self.predictor = self._trainable(message["model"], str(self.device))
-        self.loss = load(message["loss"])["object"]
-        self.metrics = {name: load(each)["object"] for name, each in message["metrics"].items()}
+        self.loss = self._placed(load(message["loss"])["object"])
+        self.metrics = {
+            name: self._placed(load(each)["object"]) for name, each in message["metrics"].items()
+        }
         target = self._target(message.get("target"))
         self.records = RecordMaker(self.predictor, target, self.fields, self.folder)
         versions = {"python": platform.python_version(), "torch": torch.__version__}
@@ -141,6 +143,10 @@ class Fitting:
                 "loss: leave out `loss` to use it as it is"
             )
         return Predictor(model, parts.get("preprocess"), parts.get("postprocess"), device)
+
+    def _placed(self, part: Any) -> Any:
+        """A loss or metric, on the device where it has weights or state of its own."""
+        return part.to(self.device) if isinstance(part, torch.nn.Module) else part
 
     def _target(self, payload: Mapping[str, Any] | None) -> Target:
         if payload is None:
@@ -194,6 +200,7 @@ class Fitting:
         total = len(source) * settings.max_epochs
         total = min(total, settings.max_steps or total)
         high = self._higher_is_better(stage)
+        check_watched(high, settings.watch)
         best = BestWeights(settings.watch, high[settings.watch])
         policies = (
             NaNStop(self._documents_of),
@@ -204,13 +211,12 @@ class Fitting:
         engine = Engine(Plan([stage], settings.seed), policies)
         engine.run()
         best.restore(engine)
-        return self._result(engine, best, high)
+        weights = copy_of_state(self.predictor.model)
+        (self.folder / message["weights"]).write_bytes(weights_blob(weights))
+        return {**self._result(engine, best, high), "final_hash": weights_hash(weights)}
 
     def _result(self, engine: Engine, best: BestWeights, high: dict[str, bool]) -> Message:
         assert best.best is not None  # validation has happened before the first step
-        weights = copy_of_state(self.predictor.model)
-        path = self.folder / "weights.safetensors"
-        path.write_bytes(weights_blob(weights))
         fold: FoldName = "test" if self.records.folds["test"].n else self._validation_name
         scored = best.best if fold != "test" else self._scores(self.predictor, "test")
         names = [name for name in high if name in scored]
@@ -221,8 +227,6 @@ class Fitting:
             "higher_is_better": high,
             "stopped": engine.reason,
             "steps": engine.cursor.step,
-            "final_hash": weights_hash(weights),
-            "weights": path.name,
         }
 
     def compare(self, message: Message) -> Message:
@@ -238,7 +242,6 @@ class Fitting:
     def _stage(self, predictor: Predictor, validated: FoldName, *, trained: bool = True) -> Stage:
         settings, folds = self.settings, self.records.folds
         dtype = collate.floating_dtype(predictor.model)
-        loss = self.loss.to(self.device) if isinstance(self.loss, torch.nn.Module) else self.loss
         graph = Graph([Node("model", predictor.model, ("x",), ("output",), apply)])
         graph.to(self.device)
         optimizers = (
@@ -249,7 +252,7 @@ class Fitting:
         answers = Answers(predictor, folds[validated], self.fields.targets)
         return Stage(
             graph=graph,
-            objective=Objective([Term("loss", FittedLoss(loss), ("output", "y"))]),
+            objective=Objective([Term("loss", FittedLoss(self.loss), ("output", "y"))]),
             source=self._source(folds["train"], dtype, settings.seed),
             optimizers=optimizers,
             validation=self._source(folds[validated], dtype, None),

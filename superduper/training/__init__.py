@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from superduper.training.checkpoints import Checkpointing, Checkpoints
     from superduper.training.engine import Engine, Plan, Stage
     from superduper.training.graph import Graph, Node
     from superduper.training.objective import Objective, Term
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BestWeights": "policies",
+    "Checkpointing": "checkpoints",
+    "Checkpoints": "checkpoints",
     "EarlyStopping": "policies",
     "Engine": "engine",
     "Graph": "graph",
@@ -34,6 +37,8 @@ _HOMES = {
 
 __all__ = [
     "BestWeights",
+    "Checkpointing",
+    "Checkpoints",
     "EarlyStopping",
     "Engine",
     "Graph",

@@ -203,7 +203,7 @@ class EarlyStopping(Policy):
         self.best, self.waited = state["best"], state["waited"]
 
 
-def check_watched(metrics: Mapping[str, float], watch: str) -> None:
+def check_watched(metrics: Mapping[str, Any], watch: str) -> None:
     """Raise InvalidInput if validation does not measure what is watched."""
     if watch not in metrics:
         raise InvalidInput(

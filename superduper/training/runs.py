@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pymongo import ASCENDING
 from pymongo.database import Database
 
 from superduper.errors import NotFound
@@ -26,6 +27,7 @@ class Runs:
     def begin(self, fields: Mapping[str, Any]) -> str:
         """Record that a run has started; answers its id."""
         run_id = uuid.uuid4().hex
+        self._index()
         self.documents.insert_one(
             {
                 "version": None,
@@ -44,6 +46,10 @@ class Runs:
             }
         )
         return run_id
+
+    def _index(self) -> None:
+        for keys in (["imputation", "version"], ["job"], ["started_at"]):
+            self.documents.create_index([(key, ASCENDING) for key in keys])
 
     def update(self, run_id: str, **fields: Any) -> None:
         """Set fields of a run."""

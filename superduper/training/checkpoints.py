@@ -1,0 +1,152 @@
+"""Checkpoints of a run in a folder: safetensors and JSON, no pickle; whole or not there.
+
+Each is a folder `checkpoint-<step>` with `state.json` (plain values), `tensors.safetensors` and
+`manifest.json` (the SHA-256 of both). It is written under another name, flushed to disk and then
+renamed; older ones are removed after that. One that is torn or altered is passed over.
+"""
+
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+
+from superduper.errors import InvalidInput
+from superduper.training.policies import Policy
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "checkpoint-"
+PARTS = ("state.json", "tensors.safetensors")
+
+
+class Checkpoints:
+    """The checkpoints in a folder, of which the newest `keep` stay."""
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def save(self, step: int, state: Mapping[str, Any]) -> Path:
+        """Write a checkpoint; when this returns, it is on the disk.
+
+        If it fails, for want of space say, the earlier ones are as they were.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished = self.folder / f".{PREFIX}{step}"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        tensors: dict[str, torch.Tensor] = {}
+        plain = json.dumps(_plain(state, tensors, "")).encode()
+        hashes = {}
+        for name, data in zip(PARTS, (plain, save(tensors)), strict=True):
+            _write(unfinished / name, data)
+            hashes[name] = sha256(data).hexdigest()
+        _write(unfinished / "manifest.json", json.dumps({"step": step, "sha256": hashes}).encode())
+        _flush(unfinished)
+        final = self.folder / f"{PREFIX}{step}"
+        shutil.rmtree(final, ignore_errors=True)
+        unfinished.rename(final)
+        _flush(self.folder)
+        for path in self._all()[self.keep :]:
+            shutil.rmtree(path)
+        return final
+
+    def latest(self) -> dict[str, Any] | None:
+        """The state of the newest whole checkpoint; None if there is none."""
+        for path in self._all():
+            try:
+                return _read(path)
+            except (OSError, ValueError, KeyError) as error:
+                logger.warning("%s is damaged and passed over: %s", path, error)
+        return None
+
+    def _all(self) -> list[Path]:
+        found = [path for path in self.folder.glob(f"{PREFIX}*") if path.name[11:].isdigit()]
+        return sorted(found, key=lambda path: -int(path.name.removeprefix(PREFIX)))
+
+
+class Checkpointing(Policy):
+    """Saves a checkpoint after every epoch and, where `every_steps` is given, within them."""
+
+    def __init__(self, checkpoints: Checkpoints, every_steps: int | None = None) -> None:
+        self.checkpoints = checkpoints
+        self.every_steps = every_steps or math.inf
+
+    def step_finished(self, engine: Any, step: int) -> None:
+        """Save, if it is time."""
+        if step % self.every_steps == 0:
+            self.checkpoints.save(step, engine.state_dict())
+
+    def epoch_finished(self, engine: Any, step: int) -> None:
+        """Save."""
+        self.checkpoints.save(step, engine.state_dict())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    manifest = json.loads((path / "manifest.json").read_bytes())
+    parts = [(path / name).read_bytes() for name in PARTS]
+    for name, data in zip(PARTS, parts, strict=True):
+        if sha256(data).hexdigest() != manifest["sha256"][name]:
+            raise ValueError(f"{name} is not what was written")
+    state: dict[str, Any] = _rich(json.loads(parts[0]), load(parts[1]))
+    return state
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _plain(value: Any, tensors: dict[str, torch.Tensor], path: str) -> Any:
+    """A state as JSON has it: tensors by name, tuples and keys that are no text marked."""
+    if isinstance(value, torch.Tensor):
+        name = f"{len(tensors)}:{path}"
+        tensors[name] = value.detach().to("cpu", copy=True).contiguous()
+        return {"$tensor": name}
+    if isinstance(value, Mapping):
+        if all(isinstance(key, str) and not key.startswith("$") for key in value):
+            return {key: _plain(each, tensors, f"{path}/{key}") for key, each in value.items()}
+        items = [[key, _plain(each, tensors, f"{path}/{key}")] for key, each in value.items()]
+        return {"$items": items}
+    if isinstance(value, list | tuple):
+        listed = [_plain(each, tensors, f"{path}/{i}") for i, each in enumerate(value)]
+        return {"$tuple": listed} if isinstance(value, tuple) else listed
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise InvalidInput(
+        f"{path or 'the state'} is a {type(value).__name__}: a state is made of tensors, numbers, "
+        "texts, lists and dicts"
+    )
+
+
+def _rich(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    match value:
+        case {"$tensor": name}:
+            return tensors[name]
+        case {"$items": items}:
+            return {key: _rich(each, tensors) for key, each in items}
+        case {"$tuple": listed}:
+            return tuple(_rich(each, tensors) for each in listed)
+        case dict():
+            return {key: _rich(each, tensors) for key, each in value.items()}
+        case list():
+            return [_rich(each, tensors) for each in value]
+    return value
