@@ -60,7 +60,7 @@ os.register_at_fork(after_in_child=_disown_all)
 class ProcessGroup:
     """One started process and everything it starts; `kill` ends all of it and removes its folder.
 
-    The process is given one end of a socket and the lifeline, a pipe that only tells whether we live:
+    The process is given one end of a socket and the lifeline, a pipe that only tells that we live:
     `command` gets the two file numbers and returns the arguments.
     """
 
