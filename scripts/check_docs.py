@@ -3,8 +3,9 @@
 import re
 import sys
 
-import superduper
 from reference import DOCS, pages
+
+from superduper.version import __version__
 
 ROOT = DOCS.parent
 WRITTEN = [
@@ -18,8 +19,8 @@ def problems() -> list[str]:
     """Every disagreement, one line each."""
     found = []
     changelog = (ROOT / "CHANGELOG.md").read_text()
-    if f"## [{superduper.__version__}]" not in changelog and "## [Unreleased]" not in changelog:
-        found.append(f"CHANGELOG.md has neither {superduper.__version__} nor Unreleased")
+    if f"## [{__version__}]" not in changelog and "## [Unreleased]" not in changelog:
+        found.append(f"CHANGELOG.md has neither {__version__} nor Unreleased")
     for path, text in pages().items():
         if not path.exists() or path.read_text() != text:
             found.append(f"{path.relative_to(ROOT)} is not what the code says: run scripts/docs")

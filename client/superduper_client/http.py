@@ -10,9 +10,10 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from superduper import __version__, commands
+from superduper import commands
 from superduper.commands import Command, FindDocuments, InsertDocuments
 from superduper.errors import InvalidInput, NotReady, SuperduperError, TimedOut, TooManyRequests
+from superduper.version import __version__
 from superduper_client import wire
 from superduper_client.wire import Call
 

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import superduper
 from superduper import commands
 from superduper.handlers.context import Context
 from superduper.jobs.worker import alive_workers
+from superduper.version import __version__
 
 
 def shown(job: dict[str, Any]) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def status(context: Context, command: commands.ShowStatus) -> dict[str, Any]:
     """Workers, imputations and jobs at a glance."""
     return {
         "database": context.database.name,
-        "version": superduper.__version__,
+        "version": __version__,
         "workers": alive_workers(context.database),
         "imputations": [
             {
