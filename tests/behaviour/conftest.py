@@ -5,17 +5,20 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 import uvicorn
+from pymongo.collection import Collection as MongoCollection
 from pymongo.database import Database
 
 import superduper_client
 from superduper.collection import Collection
 from superduper.connection import LocalTransport
+from superduper.store.mongo import connect_mongo
 from superduper_server.serve import make_server
 
 T = TypeVar("T")
@@ -60,13 +63,42 @@ def serving(database: Database[Any]) -> Iterator[str]:
     assert not thread.is_alive()
 
 
-@pytest.fixture(params=["here", "over_http"])
-def docs(request: pytest.FixtureRequest, database: Database[Any]) -> Iterator[Collection]:
-    """The collection `docs` of a fresh database, on one transport and then on the other."""
-    if request.param == "here":
-        transport = LocalTransport(database)
-        yield Collection(transport, "docs", database["docs"])
-        transport.close()
-        return
-    with serving(database) as url, superduper_client.connect(url) as client:
-        yield client[database.name]["docs"]
+class Place:
+    """A fresh database with its collections, as the facade of one transport shows them."""
+
+    def __init__(self, database: Database[Any], facade: Callable[[str], Collection]) -> None:
+        self.database = database
+        self.facade = facade
+        self.count = 0
+
+    def fresh(self) -> Collection:
+        """A collection that nobody has used."""
+        self.count += 1
+        return self.facade(f"docs{self.count}")
+
+
+@pytest.fixture(scope="module", params=["here", "over_http"])
+def place(request: pytest.FixtureRequest, store_uri: str) -> Iterator[Place]:
+    """One database on one transport and then on the other."""
+    with connect_mongo(store_uri) as mongo, contextlib.ExitStack() as stack:
+        database = mongo[f"behaviour_{uuid.uuid4().hex[:12]}"]
+        if request.param == "here":
+            transport = stack.enter_context(contextlib.closing(LocalTransport(database)))
+            yield Place(database, lambda name: Collection(transport, name, database[name]))
+        else:
+            url = stack.enter_context(serving(database))
+            client = stack.enter_context(superduper_client.connect(url))
+            yield Place(database, client[database.name].__getitem__)
+        mongo.drop_database(database.name)
+
+
+@pytest.fixture
+def docs(place: Place) -> Collection:
+    """A fresh collection."""
+    return place.fresh()
+
+
+@pytest.fixture
+def native(docs: Collection, place: Place) -> MongoCollection[Any]:
+    """The same collection as plain pymongo has it."""
+    return place.database[docs.name]

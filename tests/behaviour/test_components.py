@@ -5,8 +5,8 @@ import threading
 
 import pytest
 import torch
-from definitions import DIM, LABELS, MyModel, MyTarget, accuracy
 
+from definitions import DIM, LABELS, MyModel, MyTarget, accuracy
 from superduper.errors import InUse, InvalidInput, NotFound, SuperduperError, UserCodeError
 
 
@@ -48,7 +48,7 @@ def test_an_object_that_cannot_be_sealed_is_named(docs):
 
 
 def test_a_model_is_tried_out_on_its_sample(docs):
-    with pytest.raises(UserCodeError, match="shape|size|mat1"):
+    with pytest.raises(InvalidInput, match="shape|size|mat1"):
         docs.create_model("my_model", MyModel(LABELS, DIM), sample=torch.zeros(DIM + 1))
     with pytest.raises(NotFound):
         docs.show("model", "my_model")
