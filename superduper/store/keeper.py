@@ -13,12 +13,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from superduper.errors import NotReady
 from superduper.store.folder import Folder, Lock, State
-from superduper.store.servers import LOOPBACK, Server, find_server, knock
+from superduper.store.servers import LOOPBACK, Server, find_server
 
 WORKER_COMMAND = (sys.executable, "-P", "-m", "superduper.imputations.work")
 TICK_SECONDS = 0.25
@@ -108,17 +107,14 @@ class Kept:
             self._process.kill()
             self._process.wait()
 
-    def stop(self, grace_seconds: float, nudge: Callable[[], None] | None = None) -> None:
+    def stop(self, grace_seconds: float) -> None:
         """End the process: ask first, kill it if it is still there after the grace."""
         if self._process is None:
             return
         self._process.terminate()
-        deadline = time.monotonic() + grace_seconds
-        while self.running and time.monotonic() < deadline:
-            if nudge:
-                nudge()
-            time.sleep(0.05)
-        if self.running:
+        try:
+            self._process.wait(grace_seconds)
+        except subprocess.TimeoutExpired:
             logger.warning("the %s did not end in %s s: killed", self.name, grace_seconds)
             self.kill()
         self._process = None
@@ -239,8 +235,7 @@ class Keeper:
 
     def _close(self) -> None:
         self._worker.stop(WORKER_GRACE_SECONDS)
-        # SecantusDB notices that it should end at the next connection, else after 2 seconds.
-        self._store.stop(SERVER_GRACE_SECONDS, lambda: knock(self._port))
+        self._store.stop(SERVER_GRACE_SECONDS)
         self.folder.remove_state()
         self._reserved.close()
         self._users.close()

@@ -4,7 +4,6 @@ All speak MongoDB's protocol and are separate processes, reached over loopback. 
 GPL-2.0: it is looked for without being imported, and only ever run.
 """
 
-import contextlib
 import importlib.util
 import os
 import shutil
@@ -135,12 +134,6 @@ def answers(port: int) -> bool:
         return ask(port, {"ping": 1}).get("ok") == 1
     except OSError:
         return False
-
-
-def knock(port: int) -> None:
-    """Connect and leave again."""
-    with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, port), 0.2):
-        pass
 
 
 def _program(name: str) -> tuple[str, ...] | None:
