@@ -4,11 +4,10 @@ import contextlib
 import subprocess
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 import uvicorn
@@ -20,18 +19,7 @@ from superduper.collection import Collection
 from superduper.connection import LocalTransport
 from superduper.store.mongo import connect_mongo
 from superduper_server.serve import make_server
-
-T = TypeVar("T")
-DEADLINE_SECONDS = 60
-
-
-def until(find: Callable[[], T], what: str, seconds: float = DEADLINE_SECONDS) -> T:
-    """Wait until something is true, with a deadline."""
-    deadline = time.monotonic() + seconds
-    while not (found := find()):
-        assert time.monotonic() < deadline, f"gave up waiting for {what} after {seconds} s"
-        time.sleep(0.05)
-    return found
+from tests.waiting import until
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from conftest import until
 from definitions import DIM, LABELS, SETTINGS, MyModel, MyTarget, documents, register
 from superduper.errors import AlreadyExists, InvalidInput, NotFound, SuperduperError
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("worker")
 
