@@ -52,7 +52,7 @@ class Attachment:
         if self._closed.is_set():
             return
         self._closed.set()
-        self._watcher.join()
+        self._watcher.join(WATCH_SECONDS)  # it may be waiting for a store that does not come back
         disks.forget(self._folder.path)
         for lock in self._locks:
             lock.close()
