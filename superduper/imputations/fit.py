@@ -115,6 +115,10 @@ def _told(error: BaseException) -> dict[str, Any]:
     return error_document(error)
 
 
+def _valid_hash(sealed: Mapping[str, Any]) -> str:
+    return str(sealed["data"][sealed["validated_on"]]["hash"])
+
+
 class _Fit:
     """One attempt."""
 
@@ -308,22 +312,7 @@ class _Fit:
             weights,
             {"imputation": record.name, "version": version, "run": self.run_id},
         )
-        scored = sealed["data"][trained["scored"]]
-        valid_hash = sealed["data"][sealed["validated_on"]]["hash"]
-        self.work.runs.finish(
-            self.run_id,
-            "succeeded",
-            version=version,
-            model_version=component.version,
-            weights=component.weights,
-            best=trained["best"],
-            metrics=trained["metrics"],
-            scored={"fold": trained["scored"], **scored},
-            valid_hash=valid_hash,
-            higher_is_better=trained["higher_is_better"],
-            stopped=trained["stopped"],
-            final_hash=trained["final_hash"],
-        )
+        self._succeeded(version, component, sealed, trained)
         watch = spec["watch"]
         return Candidate(
             version=version,
@@ -331,7 +320,27 @@ class _Fit:
             watch=watch,
             higher_is_better=trained["higher_is_better"][watch],
             value=trained["best"][watch],
-            valid_hash=valid_hash,
+            valid_hash=_valid_hash(sealed),
+        )
+
+    def _succeeded(
+        self,
+        version: int,
+        component: Component,
+        sealed: Mapping[str, Any],
+        trained: Mapping[str, Any],
+    ) -> None:
+        kept = ("best", "metrics", "higher_is_better", "stopped", "final_hash")
+        scored = {"fold": trained["scored"], **sealed["data"][trained["scored"]]}
+        self.work.runs.finish(
+            self.run_id,
+            "succeeded",
+            version=version,
+            model_version=component.version,
+            weights=component.weights,
+            scored=scored,
+            valid_hash=_valid_hash(sealed),
+            **{key: trained[key] for key in kept},
         )
 
     def _compare(self, model_version: int) -> dict[str, float]:

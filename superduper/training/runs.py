@@ -84,10 +84,9 @@ class Runs:
         return dict(run)
 
     def of_version(self, imputation: str, version: int) -> dict[str, Any] | None:
-        """The finished run that made a version of an imputation."""
-        found = self.documents.find_one(
-            {"imputation": imputation, "version": version, "status": "succeeded"}
-        )
+        """The finished run that made a version of an imputation, without its history."""
+        made = {"imputation": imputation, "version": version, "status": "succeeded"}
+        found = self.documents.find_one(made, {"history": 0})
         return None if found is None else dict(found)
 
     def of_imputation(self, imputation: str, limit: int = 50) -> Listing:
