@@ -207,7 +207,6 @@ class _Fit:
         self.job.progress({"phase": "loading", "done": 0})
         spec, pins = self.record.spec, self.record.spec["pins"]
         training = {key: spec.get(key) for key in _TRAINING}
-        excluded = {*self.record.target_paths, *self.record.write_paths}
         message = {
             "op": "load",
             "folder": str(folder),
@@ -215,7 +214,7 @@ class _Fit:
             "fields": {
                 "inputs": list(self.record.input_paths),
                 "targets": list(self.record.target_paths),
-                "excluded": sorted(excluded),
+                "excluded": list(self.record.hidden_paths),
             },
             "model": self._payload("model", spec["model"], pins["model"]),
             "loss": self._payload("loss", spec["loss"], pins["loss"]),
