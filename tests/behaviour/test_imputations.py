@@ -184,15 +184,13 @@ def test_pause_and_resume(docs):
     until(lambda: docs.find_one(1).get("m") == 8, "what was missed")
 
 
-def test_objective_is_another_word_for_loss(trained):
-    docs, _ = trained
+def test_objective_is_another_word_for_loss(shop):
     settings = {**SETTINGS, "objective": SETTINGS["loss"], "watcher": False, "max_epochs": 1}
     del settings["loss"]
-    other = docs.create_imputation("other-name", **settings).wait(timeout=120, progress=False)
+    other = shop.create_imputation("other-name", **settings).wait(timeout=120, progress=False)
     assert other.show()["loss"] == SETTINGS["loss"]
     with pytest.raises(InvalidInput, match="objective"):
-        docs.create_imputation("third", **settings, loss="classification_loss")
-    other.delete()
+        shop.create_imputation("third", **settings, loss="classification_loss")
 
 
 def test_a_poison_document_is_listed_and_the_others_are_filled(docs):
