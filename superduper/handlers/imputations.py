@@ -115,6 +115,9 @@ def _queue_fit(context: Context, record: ImputationRecord) -> str:
 def shown(context: Context, record: ImputationRecord) -> dict[str, Any]:
     """An imputation as users see it."""
     fit = context.queue.get(record.fit_job) if record.fit_job else None
+    # A job whose worker died once too often ends without anybody to tell the imputation.
+    error = record.error or (fit["error"] if fit and fit["state"] == "failed" else None)
+    status = "failed" if error and record.active is None else record.status
     run = context.runs.of_version(record.id, record.active) if record.active else None
     spec = {key: value for key, value in record.spec.items() if key != "pins"}
     return {
@@ -122,8 +125,8 @@ def shown(context: Context, record: ImputationRecord) -> dict[str, Any]:
         "name": record.name,
         "collection": record.collection,
         "kind": record.kind,
-        "status": record.status,
-        "error": record.error,
+        "status": status,
+        "error": error,
         "active": record.active,
         "latest": record.latest,
         "metrics": (run or {}).get("metrics"),

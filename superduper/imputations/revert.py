@@ -6,8 +6,10 @@ from pymongo import UpdateOne
 from pymongo.database import Database
 
 from superduper.fields import paths
+from superduper.imputations.decide import RAW
+from superduper.imputations.fill import Stale, removal_of, write
 from superduper.imputations.imputation import ImputationRecord
-from superduper.imputations.provenance import is_ours
+from superduper.imputations.provenance import FILL, fill_of, fill_path, is_ours
 
 BATCH = 500
 
@@ -18,30 +20,20 @@ def revert_version(database: Database[Any], record: ImputationRecord, version: i
     Each removal is one conditional update, so a value that a person writes at the same moment
     stays. Runs in bounded memory and may be run again after an interruption.
     """
-    collection = database[record.collection]
+    collection = database[record.collection].with_options(RAW)
     reverted = 0
     for path in record.write_paths:
-        mine = {f"_fill.{path}.imputation": record.name, f"_fill.{path}.version": version}
-        found = collection.find(mine, {path: 1, f"_fill.{path}": 1}, batch_size=BATCH)
+        place = fill_path(path)
+        mine = {f"{place}.imputation": record.name, f"{place}.version": version}
+        shown = {path.split(".")[0]: 1, FILL: 1}
         batch: list[UpdateOne] = []
-        for document in found:
-            if is_ours(document, path):
-                batch.append(_removal(document, path))
+        for document in collection.find(mine, shown, batch_size=BATCH):
+            fill = fill_of(document, path)
+            if fill is not None and is_ours(document, path):
+                stale = Stale(paths.get(document, path), fill)
+                batch.append(removal_of(document["_id"], path, stale))
             if len(batch) == BATCH:
-                reverted += collection.bulk_write(batch, ordered=False).modified_count
+                reverted += write(collection, batch).modified
                 batch = []
-        if batch:
-            reverted += collection.bulk_write(batch, ordered=False).modified_count
+        reverted += write(collection, batch).modified
     return reverted
-
-
-def _removal(document: dict[str, Any], path: str) -> UpdateOne:
-    """Unset the value and its provenance if both are still as they were read."""
-    value, fill = paths.get(document, path), paths.get(document, f"_fill.{path}")
-    guard = {
-        "_id": document["_id"],
-        path: {"$eq": value},
-        f"_fill.{path}.at": fill["at"],
-        f"_fill.{path}.value": fill["value"],
-    }
-    return UpdateOne(guard, {"$unset": {path: "", f"_fill.{path}": ""}})
