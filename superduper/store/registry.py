@@ -1,4 +1,7 @@
-"""Components by name and version: versions never change, one of them is live."""
+"""Components by name and version: versions never change, one of them is live.
+
+A number is never given twice, even after deletion: what was filled by version 3 stays so.
+"""
 
 import difflib
 from collections.abc import Mapping
@@ -9,12 +12,15 @@ from typing import Any
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
-from superduper.errors import NotFound
+from superduper.errors import ArtifactRejected, NotFound
 from superduper.fields.sealing import Sealed
-from superduper.store.artifacts import ArtifactStore
-from superduper.store.mongo import server_now_ms
+from superduper.store.artifacts import Artifact, ArtifactStore
+from superduper.store.mongo import database_errors, server_now_ms
+from superduper.store.records import COMPONENT, verify_component
 
 NAME = "superduper.components"
+MAX_LISTED = 1000
+_SIGNED = ("collection", "kind", "name", "version", "artifact", "weights", "content")
 
 
 @dataclass(frozen=True)
@@ -32,21 +38,39 @@ class Component:
     created_by: str
     details: Mapping[str, Any] = field(default_factory=dict)
     origin: Mapping[str, Any] | None = None
+    key: str = ""
+    signature: bytes = b""
 
     @property
     def id(self) -> str:
         """The document's `_id`: `<collection>/<kind>/<name>@<version>`."""
         return f"{head_id(self.collection, self.kind, self.name)}@{self.version}"
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """What is signed."""
+        purpose = "code" if self.weights is None else "weights"
+        signed = {name: getattr(self, name) for name in (*_SIGNED, "created_by", "created_at")}
+        return {"schema": COMPONENT, "purpose": purpose, **signed}
+
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> "Component":
         """The component of a document read from the database."""
-        return cls(**{name: document[name] for name in cls.__dataclass_fields__})
+        fields: dict[str, Any] = {name: document.get(name) for name in cls.__dataclass_fields__}
+        return cls(**fields)
 
     def to_document(self) -> dict[str, Any]:
         """The document that keeps it."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {"_id": self.id, "head": False, **fields}
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A component that is signed, but neither kept nor numbered: it may still be tried out."""
+
+    component: Component
+    artifacts: tuple[Artifact, ...]
 
 
 def head_id(collection: str, kind: str, name: str) -> str:
@@ -65,49 +89,65 @@ class Registry:
 
     # Registering -----------------------------------------------------------------------------
 
-    def draft(
-        self, collection: str, kind: str, name: str, sealed: Sealed, author: str
-    ) -> Component:
-        """A component whose artifact is kept, but which has no version yet and is in no list."""
-        artifact = self._artifacts.put_code(
+    def draft(self, collection: str, kind: str, name: str, sealed: Sealed, author: str) -> Draft:
+        """A component of a sealed object, to look at or try out; nothing is kept yet."""
+        artifact = self._artifacts.sign_code(
             sealed, collection=collection, kind=kind, name=name, author=author
         )
         details = {"type": sealed.type, "source": sealed.source, "format": sealed.format}
-        now = server_now_ms(self._database)
-        return Component(collection, kind, name, 0, artifact, None, artifact, now, author, details)
-
-    def find_same(self, draft: Component) -> Component | None:
-        """The version that has the same content, if there is one."""
-        found = self._documents.find_one(
-            {
-                "collection": draft.collection,
-                "kind": draft.kind,
-                "name": draft.name,
-                "content": draft.content,
-            }
+        component = Component(
+            collection=collection,
+            kind=kind,
+            name=name,
+            version=0,
+            artifact=artifact.id,
+            weights=None,
+            content=artifact.id,
+            created_at=server_now_ms(self._database),
+            created_by=author,
+            details=details,
         )
-        if found is None:
-            return None
-        component = Component.of(found)
-        self._lead(component, live=False)
+        return Draft(self._signed(component), (artifact,))
+
+    def find_same(self, draft: Draft) -> Component | None:
+        """The version that has the same content, if there is one."""
+        wanted = draft.component
+        where = {**_place(wanted), "head": False, "content": wanted.content}
+        with database_errors():
+            document = self._documents.find_one(where)
+            if document is None:
+                return None
+            component = _checked(document, wanted.collection, wanted.kind, wanted.name)
+            self._announce(component, live=False)  # a crash may have come in between
         return component
 
     def commit(
-        self, draft: Component, details: Mapping[str, Any] | None = None, *, live: bool = True
+        self, draft: Draft, details: Mapping[str, Any] | None = None, *, live: bool = True
     ) -> Component:
-        """Give a draft the next version, unless its content has one; it becomes live if asked."""
-        self._index()
-        draft = replace(draft, details={**draft.details, **(details or {})})
+        """Keep a draft as the next version, live if asked; its version if its content has one."""
+        wanted = replace(draft.component, details={**draft.component.details, **(details or {})})
+        for artifact in draft.artifacts:
+            self._artifacts.keep(artifact)
+        with database_errors():
+            self._index()
+            component = self._insert(wanted, draft, live)
+        for artifact in draft.artifacts:  # from here on they are referred to
+            self._artifacts.keep(artifact)
+        return component
+
+    def _insert(self, wanted: Component, draft: Draft, live: bool) -> Component:
         while True:
-            component = replace(draft, version=self._latest(draft) + 1)
+            # The number first: whoever registers the same content in between has that number.
+            version = self._latest(wanted) + 1
+            same = self.find_same(draft)
+            if same is not None:
+                return same
+            component = self._signed(replace(wanted, version=version))
             try:
                 self._documents.insert_one(component.to_document())
             except DuplicateKeyError:
-                same = self.find_same(draft)
-                if same is not None:
-                    return same
-                continue  # somebody else took the number
-            self._lead(component, live=live)
+                continue
+            self._announce(component, live=live)
             return component
 
     def register(
@@ -135,52 +175,54 @@ class Registry:
         """A new version of a model: the code of one version with other weights; not live yet."""
         base = self.get(collection, "model", name, base_version)
         author = str(origin.get("imputation", base.created_by))
-        weights = self._artifacts.put_weights(
+        weights = self._artifacts.sign_weights(
             weights_blob, collection=collection, name=name, author=author
         )
-        content = sha256(f"{base.artifact}+{weights}".encode()).hexdigest()
-        draft = replace(
+        component = replace(
             base,
-            weights=weights,
-            content=content,
+            version=0,
+            weights=weights.id,
+            content=sha256(f"{base.artifact}+{weights.id}".encode()).hexdigest(),
             origin=dict(origin),
             created_at=server_now_ms(self._database),
             created_by=author,
         )
-        return self.commit(draft, live=False)
+        return self.commit(Draft(component, (weights,)), live=False)
+
+    def _signed(self, component: Component) -> Component:
+        purpose = component.record["purpose"]
+        key, signature = self._artifacts.keyring.sign(component.record, purpose)
+        return replace(component, key=key, signature=signature)
 
     def _index(self) -> None:
         if not self._indexed:
-            keys = [("collection", 1), ("kind", 1), ("name", 1), ("content", 1)]
-            self._documents.create_index(keys, unique=True)
+            place = [("collection", 1), ("kind", 1), ("name", 1)]
+            self._documents.create_index([*place, ("version", -1)])
+            self._documents.create_index([*place, ("content", 1)])
             self._indexed = True
 
     def _latest(self, component: Component) -> int:
-        where = {
-            "collection": component.collection,
-            "kind": component.kind,
-            "name": component.name,
-            "head": False,
-        }
-        newest = list(self._documents.find(where, {"version": 1}).sort("version", -1).limit(1))
-        return int(newest[0]["version"]) if newest else 0
+        """The highest number ever given to a name."""
+        head = self._documents.find_one({"_id": head_id(**_place(component))}) or {}
+        where = {**_place(component), "head": False}
+        newest = self._documents.find_one(where, {"version": 1}, sort=[("version", -1)]) or {}
+        return max(int(head.get("latest", 0)), int(newest.get("version", 0)))
 
-    def _lead(self, component: Component, *, live: bool) -> None:
-        """See that the head knows a version; a crash may have come between the two writes."""
-        where = head_id(component.collection, component.kind, component.name)
-        names = {
-            "head": True,
-            "collection": component.collection,
-            "kind": component.kind,
-            "name": component.name,
+    def _announce(self, component: Component, *, live: bool) -> None:
+        """See that the head knows a version; with `live`, that no older one is live."""
+        place = _place(component)
+        changes: dict[str, Any] = {
+            "$max": {"latest": component.version},
+            "$set": {"head": True, **place},
         }
-        change: dict[str, Any] = {"$max": {"latest": component.version}}
         if live:
-            change["$set"] = {"live": component.version}
-            change["$setOnInsert"] = names
-        else:
-            change["$setOnInsert"] = {**names, "live": component.version}
-        self._documents.update_one({"_id": where}, change, upsert=True)
+            changes["$max"]["live"] = component.version
+        where = {"_id": head_id(**place)}
+        self._documents.update_one(where, changes, upsert=True)
+        if not live:  # unless it is the first that the head hears of
+            self._documents.update_one(
+                {**where, "live": None}, {"$set": {"live": component.version}}
+            )
 
     # Reading ---------------------------------------------------------------------------------
 
@@ -190,46 +232,53 @@ class Registry:
         Raises NotFound that names what there is.
         """
         where = head_id(collection, kind, name)
-        head = self._documents.find_one({"_id": where, "head": True})
-        if head is None:
-            raise NotFound(self._missing(collection, kind, name))
-        wanted = version if version is not None else head["live"]
-        document = self._documents.find_one({"_id": f"{where}@{wanted}"})
+        with database_errors():
+            head = self._documents.find_one({"_id": where})
+            if head is None or head.get("live") is None:
+                raise NotFound(self._missing(collection, kind, name))
+            wanted = version if version is not None else head["live"]
+            document = self._documents.find_one({"_id": f"{where}@{wanted}"})
         if document is None:
             raise NotFound(
-                f"{kind} {name!r} of collection {collection!r} has no version {wanted}; "
-                f"the latest is {head['latest']}"
+                f"{kind} {name!r} of collection {collection!r} has no version {wanted}: "
+                f"{self._versions(collection, kind, name)}"
             )
-        return Component.of(document)
+        return _checked(document, collection, kind, name, wanted)
+
+    def _versions(self, collection: str, kind: str, name: str) -> str:
+        where = {"collection": collection, "kind": kind, "name": name, "head": False}
+        found = self._documents.find(where, {"version": 1}).sort("version", -1).limit(10)
+        return f"there are {', '.join(str(each['version']) for each in found)}"
 
     def _missing(self, collection: str, kind: str, name: str) -> str:
-        names = [row["name"] for row in self.list(collection, kind)]
+        heads = self._documents.find(
+            {"collection": collection, "head": True, "live": {"$ne": None}},
+            {"name": 1, "kind": 1},
+        ).limit(MAX_LISTED)
+        found = [(head["kind"], head["name"]) for head in heads]
+        names = sorted(other for of_kind, other in found if of_kind == kind)
         near = difflib.get_close_matches(name, names, n=3)
-        if near:
-            hint = f"; did you mean {' or '.join(repr(each) for each in near)}?"
+        if elsewhere := [of_kind for of_kind, other in found if other == name]:
+            hint = f"there is a {elsewhere[0]} of that name"
+        elif near:
+            hint = f"did you mean {' or '.join(repr(each) for each in near)}?"
         elif names:
-            hint = f"; there are: {', '.join(names[:10])}"
+            hint = f"there are: {', '.join(names[:10])}" + ", ..." * (len(names) > 10)
         else:
-            hint = f"; it has no {kind} yet"
-        return f"collection {collection!r} has no {kind} {name!r}{hint}"
+            hint = f"it has no {kind} yet"
+        return f"collection {collection!r} has no {kind} {name!r}; {hint}"
 
     def list(self, collection: str, kind: str) -> list[dict[str, Any]]:
-        """The components of a kind, with their live and latest versions."""
-        where = {"collection": collection, "kind": kind, "head": True}
-        rows = []
-        for head in self._documents.find(where).sort("name", 1):
-            live = self._documents.find_one({"_id": f"{head['_id']}@{head['live']}"}) or {}
-            rows.append(
-                {
-                    "name": head["name"],
-                    "live": head["live"],
-                    "latest": head["latest"],
-                    "type": live.get("details", {}).get("type"),
-                    "created_at": live.get("created_at"),
-                    "created_by": live.get("created_by"),
-                }
-            )
-        return rows
+        """The components of a kind by name, with their live and latest versions; 1000 at most."""
+        where = {"collection": collection, "kind": kind, "head": True, "live": {"$ne": None}}
+        shown = {"details.type": 1, "created_at": 1, "created_by": 1}
+        with database_errors():
+            heads = list(self._documents.find(where).sort("name", 1).limit(MAX_LISTED))
+            ids = [f"{head['_id']}@{head['live']}" for head in heads]
+            found = {
+                each["_id"]: each for each in self._documents.find({"_id": {"$in": ids}}, shown)
+            }
+        return [_row(head, found.get(key, {})) for head, key in zip(heads, ids, strict=True)]
 
     # Changing --------------------------------------------------------------------------------
 
@@ -240,36 +289,84 @@ class Registry:
         """
         self.get(collection, kind, name, version)
         where = head_id(collection, kind, name)
-        self._documents.update_one({"_id": where}, {"$set": {"live": version}})
+        with database_errors():
+            self._documents.update_one({"_id": where}, {"$set": {"live": version}})
 
     def delete(self, collection: str, kind: str, name: str, version: int | None = None) -> None:
         """Delete a version, or all; the caller has checked that nothing uses it.
 
-        Deleting the live version makes the newest of the others live.
+        Deleting the live version makes the newest of the others live. What the versions were made
+        of is left to garbage collection. Raises NotFound.
         """
-        where = head_id(collection, kind, name)
-        names = {"collection": collection, "kind": kind, "name": name}
-        if version is not None:
-            component = self.get(collection, kind, name, version)
-            self._documents.delete_one({"_id": component.id})
-            newest = self._latest(component)
-            if newest:
-                self._documents.update_one(
-                    {"_id": where, "live": version}, {"$set": {"live": newest}}
-                )
+        component = self.get(collection, kind, name, version)
+        head, place = head_id(collection, kind, name), {**_place(component), "head": False}
+        with database_errors():
+            if version is None:
+                # The head stays and remembers the highest number.
+                self._documents.update_one({"_id": head}, {"$set": {"live": None}})
+                self._documents.delete_many(place)
                 return
-        self._documents.delete_one({"_id": where})
-        self._documents.delete_many({**names, "head": False})
+            others = {**place, "version": {"$ne": version}}
+            newest = self._documents.find_one(others, {"version": 1}, sort=[("version", -1)])
+            self._documents.update_one(
+                {"_id": head, "live": version},
+                {"$set": {"live": None if newest is None else newest["version"]}},
+            )
+            self._documents.delete_one({"_id": component.id})
 
     # Loading ---------------------------------------------------------------------------------
 
-    def payload(self, component: Component) -> dict[str, Any]:
+    def payload(self, component: Component | Draft) -> dict[str, Any]:
         """What `superduper.store.unsealing.load` needs, as plain BSON values; verified here too."""
+        public_keys = self._artifacts.keyring.public_keys()
         weights = None
-        if component.weights is not None:
-            weights = self._artifacts.fetch(component.weights).to_dict()
+        if isinstance(component, Draft):
+            code, component = component.artifacts[0], component.component
+        else:
+            signed = {"record": component.record, "signature": component.signature}
+            verify_component({**signed, "key": component.key}, public_keys)
+            code = self._artifacts.fetch(component.artifact)
+            if component.weights is not None:
+                weights = self._artifacts.fetch(component.weights).to_dict()
         return {
-            **self._artifacts.fetch(component.artifact).to_dict(),
+            **code.to_dict(),
             "weights": weights,
-            "public_keys": self._artifacts.keyring.public_keys(),
+            "component": {
+                "record": component.record,
+                "key": component.key,
+                "signature": component.signature,
+            },
+            "public_keys": public_keys,
         }
+
+
+def _place(component: Component) -> dict[str, str]:
+    return {
+        "collection": component.collection,
+        "kind": component.kind,
+        "name": component.name,
+    }
+
+
+def _checked(
+    document: Mapping[str, Any], collection: str, kind: str, name: str, version: int | None = None
+) -> Component:
+    """The component of a document, which must be of the place where it was found."""
+    component = Component.of(document)
+    wanted = component.version if version is None else version
+    if component.id != f"{head_id(collection, kind, name)}@{wanted}":
+        raise ArtifactRejected(
+            f"{kind} {name!r}: the document of version {wanted} is that of something else"
+        )
+    return component
+
+
+def _row(head: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "name": head["name"],
+        "live": head["live"],
+        "latest": head["latest"],
+        "type": live.get("details", {}).get("type"),
+        "created_at": live.get("created_at"),
+        "created_by": live.get("created_by"),
+    }

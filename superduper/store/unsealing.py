@@ -1,124 +1,149 @@
-"""The one place in the project where a pickle is read: in a child process, after verification."""
+"""The one place in the project where a pickle is read or source is run: in a child process.
+
+Everything is verified before: signatures, hashes, sizes, the version of Python, needed modules.
+"""
 
 import importlib.util
 import io
+import linecache
+import operator
 import pickle
 import sys
 from collections.abc import Mapping
-from hashlib import sha256
+from types import ModuleType
 from typing import Any
 
 import bson
 
 from superduper.errors import ArtifactRejected, InvalidInput
-from superduper.fields.sealing import TENSOR, Sealed
-from superduper.store.signing import Purpose, verify
+from superduper.fields.picklers import DEFINITION
+from superduper.fields.sealing import Sealed
+from superduper.fields.storages import MARK, Stored
+from superduper.store.records import verify_artifact, verify_component
 
 Payload = Mapping[str, Any]
+Record = Mapping[str, Any]
 
 
 def load(payload: Payload) -> dict[str, Any]:
     """The parts of a component, verified and unpickled: `object` and what belongs to it.
 
-    `payload` is what `Registry.payload` made. Order: signature, hash, size, Python's version and
+    `payload` is what `Registry.payload` made. Order: signature, hash, size, version of Python and
     bytecode, needed modules, and only then the pickle. Raises ArtifactRejected that says which of
     these failed, InvalidInput for a module that this process does not have.
     """
-    record = payload["record"]
-    blob = check(payload, payload["public_keys"], "code")
-    _check_python(record)
+    keys = payload["public_keys"]
+    version = verify_component(payload.get("component") or {}, keys)
+    blob = verify_artifact(payload, keys, "code", version)
+    weights = None
+    if version["weights"] is not None:
+        weights = verify_artifact(payload.get("weights") or {}, keys, "weights", version)
     sealed = Sealed.from_dict(bson.decode(blob))
-    _check_modules(record, sealed)
-    parts: dict[str, Any] = _unpickle(sealed)
-    if payload.get("weights") is not None:
-        weights = check(payload["weights"], payload["public_keys"], "weights")
-        _load_weights(parts["object"], weights)
+    fits = _fits_this_python(sealed)
+    _check_modules(version, sealed)
+    parts: dict[str, Any] = _read(sealed) if fits else _rebuild(version, sealed)
+    if weights is not None:
+        _load_weights(version, parts["object"], weights)
     return parts
 
 
-def check(signed: Payload, public_keys: Mapping[str, Mapping[str, Any]], purpose: Purpose) -> bytes:
-    """The blob of a signed record, after signature, hash and size were checked in that order."""
-    record, blob = signed["record"], bytes(signed["blob"])
-    verify(record, signed["key"], bytes(signed["signature"]), public_keys, purpose)
-    what = f"{record['kind']} {record['name']!r}"
-    if sha256(blob).hexdigest() != record["sha256"]:
-        raise ArtifactRejected(f"{what}: the stored bytes are not those that were signed")
-    if len(blob) != record["size"]:
-        raise ArtifactRejected(
-            f"{what}: {len(blob)} bytes are stored, {record['size']} were signed"
-        )
-    return blob
+def _fits_this_python(sealed: Sealed) -> bool:
+    """Whether the pickle holds no bytecode, or bytecode of this Python.
 
-
-def _check_python(record: Mapping[str, Any]) -> None:
-    """Code of another Python loads without an error and then crashes the process: refuse it."""
+    Other bytecode loads without an error, and crashes the process when it is called.
+    """
     here = str(sys.implementation.cache_tag), importlib.util.MAGIC_NUMBER.hex()
-    if (record["python_tag"], record["magic"]) != here:
-        raise ArtifactRejected(
-            f"{record['kind']} {record['name']!r} was sealed under {record['python_tag']}, and "
-            f"this process runs {here[0]}: register it again from {here[0]}, or run a worker under "
-            f"{record['python_tag']}; its source is kept with it, see show()"
+    return sealed.format == "pickle" or (sealed.python_tag, sealed.magic) == here
+
+
+def _check_modules(version: Record, sealed: Sealed) -> None:
+    missing = [name for name in sealed.modules if not _is_there(name)]
+    if missing:
+        raise InvalidInput(
+            f"{version['kind']} {version['name']!r} needs the module {missing[0]!r}, which the "
+            f"worker does not have: pip install {' '.join(missing)} on the worker, or define what "
+            "you use of it in your script"
         )
 
 
-def _check_modules(record: Mapping[str, Any], sealed: Sealed) -> None:
-    for name in sealed.modules:
-        if name not in sys.modules and importlib.util.find_spec(name) is None:
-            raise InvalidInput(
-                f"{record['kind']} {record['name']!r} needs the module {name!r}, which the worker "
-                f"does not have: install it there, or define what you use of it in your script"
-            )
+def _is_there(name: str) -> bool:
+    return name in sys.modules or importlib.util.find_spec(name) is not None
 
 
-def _unpickle(sealed: Sealed) -> Any:
-    tensors = _tensors(sealed.tensors)
+# The same Python -------------------------------------------------------------------------------
+
+
+def _read(sealed: Sealed) -> Any:
+    stored = Stored(sealed.tensors)
     if sealed.format == "dill":
         import dill
 
         base: Any = dill.Unpickler
-    elif sealed.format == "cloudpickle":
+    elif sealed.format in ("pickle", "cloudpickle"):
         base = pickle.Unpickler
     else:
         raise ArtifactRejected(f"{sealed.format!r} is not a format that objects are sealed in")
 
     class Unpickler(base):  # type: ignore[misc]
-        def persistent_load(self, name: Any) -> Any:
-            return tensors[name]
+        def persistent_load(self, reference: Any) -> Any:
+            return _resolve(reference, stored, None)
 
     return Unpickler(io.BytesIO(sealed.code)).load()
 
 
-class _Tensors(dict[Any, Any]):
-    """Tensors by what stands for them in the pickle; the same name is the same tensor."""
-
-    def __init__(self, stored: Mapping[str, Any]) -> None:
-        super().__init__()
-        self._stored = stored
-
-    def __missing__(self, name: Any) -> Any:
-        import torch
-
-        mark, key, is_parameter, needs_gradient = name
-        if mark != TENSOR:
-            raise ArtifactRejected(f"the sealed object refers to something unknown: {mark!r}")
-        tensor = self._stored[key]
-        if is_parameter:
-            tensor = torch.nn.Parameter(tensor, requires_grad=needs_gradient)
-        else:
-            tensor.requires_grad_(needs_gradient)
-        self[name] = tensor
-        return tensor
+def _resolve(reference: Any, stored: Stored, rebuilt: ModuleType | None) -> Any:
+    """What a reference in the pickle stands for: a storage, or a definition of the source."""
+    match reference:
+        case (mark, name, dtype) if mark == MARK:
+            return stored.storage(name, dtype)
+        case (mark, str(name)) if mark == DEFINITION and rebuilt is not None:
+            return operator.attrgetter(name)(rebuilt)
+    raise ArtifactRejected("the sealed object refers to something that is not sealed with it")
 
 
-def _tensors(blob: bytes | None) -> _Tensors:
-    if blob is None:
-        return _Tensors({})
+# Another Python --------------------------------------------------------------------------------
+
+
+def _rebuild(version: Record, sealed: Sealed) -> Any:
+    """The parts, their classes and functions made anew from the kept source."""
+    if sealed.portable is None or sealed.source is None:
+        here = sys.implementation.cache_tag
+        raise ArtifactRejected(
+            f"{version['kind']} {version['name']!r} was sealed under {sealed.python_tag}, this "
+            f"worker runs {here}: register it again from there, or run a worker under "
+            f"{sealed.python_tag}. Rebuilding it from source needs classes and functions at the "
+            "top of a file, and no lambdas"
+        )
+    stored = Stored(sealed.tensors)
+    rebuilt = _run_source(sealed)
+
+    class Unpickler(pickle.Unpickler):
+        def persistent_load(self, reference: Any) -> Any:
+            return _resolve(reference, stored, rebuilt)
+
+    return Unpickler(io.BytesIO(sealed.portable)).load()
+
+
+def _run_source(sealed: Sealed) -> ModuleType:
+    source = sealed.source or ""
+    name = f"rebuilt_{len([each for each in sys.modules if each.startswith('rebuilt_')])}"
+    module = sys.modules[name] = ModuleType(name)  # dataclasses look their module up
+    file = f"<source of {sealed.type}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    exec(compile(source, file, "exec", dont_inherit=True), module.__dict__)
+    return module
+
+
+# Weights ---------------------------------------------------------------------------------------
+
+
+def _load_weights(version: Record, model: Any, blob: bytes) -> None:
     from safetensors.torch import load as load_safetensors
 
-    return _Tensors(load_safetensors(blob))
-
-
-def _load_weights(model: Any, blob: bytes) -> None:
-    from safetensors.torch import load as load_safetensors
-
-    model.load_state_dict(load_safetensors(blob), strict=True)
+    what = f"model {version['name']!r}, version {version['version']}"
+    if not callable(getattr(model, "load_state_dict", None)):
+        raise ArtifactRejected(f"{what}: a {type(model).__qualname__} takes no weights")
+    try:
+        model.load_state_dict(load_safetensors(blob), strict=True)
+    except (RuntimeError, KeyError, TypeError) as error:
+        raise ArtifactRejected(f"{what}: its weights do not fit its code: {error}") from error
