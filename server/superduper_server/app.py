@@ -18,7 +18,7 @@ from superduper_server.docs_page import add_docs
 from superduper_server.health import add_health
 from superduper_server.limits import BodyLimit, Limits
 from superduper_server.observe import Figures, Front
-from superduper_server.routes import Router, command_endpoints
+from superduper_server.routes import PREDICTIONS, Router, command_endpoints
 from superduper_server.streams import add_streams
 from superduper_server.token_routes import token_endpoints
 
@@ -34,7 +34,9 @@ def build_app(service: Service, *, insecure: bool = False, limits: Limits | None
     app = _bare_app(backend)
     router, figures = Router(app, backend), Figures()
     router.table["GET", "/openapi.json"] = None
-    for endpoint in (*command_endpoints(backend), *token_endpoints(backend)):
+    endpoints = [*command_endpoints(backend), *token_endpoints(backend)]
+    # Routes are tried in order: what is asked most often, and most in a hurry, comes first.
+    for endpoint in sorted(endpoints, key=lambda each: each.command not in PREDICTIONS):
         router.add(endpoint)
     add_streams(router)
     add_health(router, figures)

@@ -65,28 +65,14 @@ def add_health(router: Router, figures: Figures) -> None:
     async def metrics(request: Request) -> Response:
         return Response(generate_latest(figures.registry), media_type=CONTENT_TYPE_LATEST)
 
-    for method in ("GET", "HEAD"):
-        shown = method == "GET"
-        for path, answer, text in (
-            ("/healthz", healthz, "Whether the server is alive."),
-            ("/readyz", readyz, "Whether the server can answer: 503 with the reasons if not."),
-        ):
-            router.add_plain(
-                method,
-                path,
-                answer,
-                None,
-                name=f"{path[1:]}{'' if shown else '_head'}",
-                summary=text,
-                tags=["server"],
-                include_in_schema=shown,
-            )
-    router.add_plain(
-        "GET",
-        "/metrics",
-        metrics,
-        "reader",
-        name="metrics",
-        summary="Figures for Prometheus.",
-        tags=["server"],
+    probes = (
+        ("/healthz", healthz, "Whether the server is alive."),
+        ("/readyz", readyz, "Whether the server can answer: 503 with the reasons if not."),
     )
+    for path, answer, text in probes:
+        said = {"summary": text, "tags": ["server"]}
+        router.add_plain("GET", path, answer, None, name=path[1:], **said)
+        name = f"{path[1:]}_head"
+        router.add_plain("HEAD", path, answer, None, name=name, include_in_schema=False, **said)
+    said = {"summary": "Figures for Prometheus.", "tags": ["server"]}
+    router.add_plain("GET", "/metrics", metrics, "reader", name="metrics", **said)

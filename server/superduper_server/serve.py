@@ -41,7 +41,7 @@ class Server(uvicorn.Server):
         self._service = service
         self._bound = bound
         self.when_ready: Callable[[], None] | None = None
-        self._backend: Backend = app.state.backend
+        self.backend: Backend = app.state.backend
 
     @property
     def url(self) -> str:
@@ -67,7 +67,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End what would never end by itself, then let the rest finish."""
         # uvicorn waits for every connection, and a follower of a job does not hang up.
-        self._backend.stopping.set()
+        self.backend.stopping.set()
         await super().shutdown(sockets)
 
 

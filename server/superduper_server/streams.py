@@ -2,8 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 from fastapi import Request
@@ -15,6 +15,7 @@ from superduper.errors import TooManyRequests
 from superduper.fields.json import dumps
 from superduper_server import bodies
 from superduper_server.backend import Backend, refused_values
+from superduper_server.limits import Send
 from superduper_server.openapi import describe
 from superduper_server.routes import Router, read_command, untraced
 from superduper_server.tokens import Identity
@@ -52,6 +53,17 @@ class Rows:
         """Let the database's cursor go."""
         with self._lock:
             self._documents.close()  # type: ignore[attr-defined]  # the service's are generators
+
+
+class ClosingResponse(StreamingResponse):
+    """Closes its source when the reader hangs up, not whenever the garbage is collected."""
+
+    body_iterator: AsyncGenerator[bytes, None]
+
+    async def stream_response(self, send: Send) -> None:
+        """Send what there is."""
+        async with aclosing(self.body_iterator):
+            await super().stream_response(send)
 
 
 @contextmanager
@@ -137,12 +149,12 @@ def _documents(backend: Backend) -> Any:
 
         rows, first = await backend.requests.run(begin, seconds=backend.limits.seconds)
         chunks = _chunks(backend, rows, first)
-        return StreamingResponse(chunks, media_type=bodies.BSON if as_bson else bodies.JSON_LINES)
+        return ClosingResponse(chunks, media_type=bodies.BSON if as_bson else bodies.JSON_LINES)
 
     return answer
 
 
-async def _chunks(backend: Backend, rows: Rows, first: bytes) -> AsyncIterator[bytes]:
+async def _chunks(backend: Backend, rows: Rows, first: bytes) -> AsyncGenerator[bytes, None]:
     try:
         with counted_stream(backend):
             chunk = first
@@ -161,7 +173,7 @@ def _events(backend: Backend) -> Any:
         identity: Identity = request.scope["identity"]
         first = await _job(backend, command, identity)
         events = _job_events(backend, command, identity, first)
-        return StreamingResponse(events, media_type=EVENTS, headers={"cache-control": "no-store"})
+        return ClosingResponse(events, media_type=EVENTS, headers={"cache-control": "no-store"})
 
     return answer
 
@@ -175,7 +187,7 @@ async def _job(backend: Backend, command: commands.ShowJob, identity: Identity) 
 
 async def _job_events(
     backend: Backend, command: commands.ShowJob, identity: Identity, job: dict[str, Any]
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     loop = asyncio.get_running_loop()
     with counted_stream(backend):
         sent, sent_at = b"", loop.time()

@@ -6,12 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
+
+from superduper_server.serve import Server
 
 T = TypeVar("T")
 
@@ -86,3 +89,17 @@ def running(log: Path, *arguments: str, **environment: str) -> Iterator[Running]
             found.end()
         assert found.process.stdout is not None
         found.process.stdout.close()
+
+
+@contextlib.contextmanager
+def serving(server: Server) -> Iterator[Server]:
+    """A server in a thread of this process."""
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until(lambda: server.started, "the server")
+    try:
+        yield server
+    finally:
+        server.should_exit = True
+        thread.join(DEADLINE_SECONDS)
+    assert not thread.is_alive()

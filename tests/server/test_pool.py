@@ -5,8 +5,10 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from starlette.requests import ClientDisconnect
 
 from superduper.errors import NotFound, TimedOut, TooManyRequests
+from superduper_server.backend import unless_gone
 from superduper_server.pool import Pool
 
 
@@ -83,6 +85,26 @@ def test_a_call_nobody_waits_for_is_not_begun(pool: Pool) -> None:
 
     asyncio.run(go())
     assert begun == [3]
+
+
+def test_a_client_that_hangs_up_gives_up_its_place_in_the_queue(pool: Pool) -> None:
+    go_on = threading.Event()
+    begun = []
+
+    async def hung_up() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def go() -> None:
+        first = asyncio.ensure_future(pool.run(go_on.wait, seconds=5))
+        await asyncio.sleep(0)
+        with pytest.raises(ClientDisconnect):
+            await unless_gone(hung_up, pool.run(lambda: begun.append(1), seconds=5))
+        go_on.set()
+        await first
+        await pool.run(lambda: None, seconds=5)
+
+    asyncio.run(go())
+    assert begun == []
 
 
 def test_threads_end_with_the_pool() -> None:

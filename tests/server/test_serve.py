@@ -1,7 +1,6 @@
 """The server as a process: ready line, tokens, limits on the wire, a graceful end."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -19,7 +18,7 @@ from pymongo.database import Database
 from superduper.errors import InvalidInput
 from superduper_server.serve import check_bind, is_loopback, make_server
 from superduper_server.tokens import Tokens
-from tests.server.running import Running, run, running, until
+from tests.server.running import Running, run, running, serving, until
 
 
 @pytest.fixture
@@ -220,13 +219,6 @@ def test_a_database_that_is_gone_at_the_start() -> None:
 
 
 def test_make_server_runs_in_a_thread(database: Database[Any]) -> None:
-    server = make_server(database, insecure=True)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    until(lambda: server.started, "the server")
-    with httpx2.Client(base_url=server.url) as http:
-        assert http.get("/v1/status").json()["database"] == database.name
-    server.should_exit = True
-    thread.join(20)
-    assert not thread.is_alive()
-    assert os.getpid()
+    with serving(make_server(database, insecure=True)) as server:
+        with httpx2.Client(base_url=server.url) as http:
+            assert http.get("/v1/status").json()["database"] == database.name
