@@ -1,6 +1,7 @@
 """Training on digits for a fixed number of steps, against the same loop on tensors in memory."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,9 +27,9 @@ class Network(torch.nn.Module):
         """Scores for a batch."""
         return self.layers(x)
 
-    def postprocess_batch(self, output: torch.Tensor) -> list[int]:
+    def postprocess_batch(self, rows: Sequence[torch.Tensor]) -> list[int]:
         """The best class of each row."""
-        return output.argmax(-1).tolist()
+        return torch.stack(tuple(rows)).argmax(-1).tolist()
 
 
 def right(predicted: int, true: int) -> bool:
@@ -56,7 +57,7 @@ def _by_hand(x: torch.Tensor, y: torch.Tensor, steps: int) -> float:
         with torch.no_grad():
             output = model(x[cut:])
             loss(output, y[cut:]).item()
-            predicted = model.postprocess_batch(output)
+            predicted = output.argmax(-1).tolist()
             sum(right(p, t) for p, t in zip(predicted, y[cut:].tolist(), strict=True))
     return done / (time.perf_counter() - started)
 
@@ -92,6 +93,8 @@ def run(small: bool) -> dict[str, Any]:
 
         def done() -> bool:
             state = imputation.show()
+            if state["status"] == "failed":
+                raise RuntimeError(state["error"]["message"])
             progress = (state["fit"] or {}).get("progress") or {}
             if progress.get("phase") == "training":
                 marks.append((time.perf_counter(), progress["done"]))

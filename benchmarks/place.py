@@ -5,7 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,9 +67,9 @@ class Wide(torch.nn.Module):
         """Scores for a batch."""
         return self.layers(x)
 
-    def postprocess_batch(self, output: torch.Tensor) -> list[int]:
+    def postprocess_batch(self, rows: Sequence[torch.Tensor]) -> list[int]:
         """The best class of each row."""
-        return output.argmax(-1).tolist()
+        return torch.stack(tuple(rows)).argmax(-1).tolist()
 
 
 def vectors(count: int) -> list[dict[str, Any]]:
