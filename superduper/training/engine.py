@@ -35,6 +35,7 @@ class Stage:
     max_epochs: int | None = None
     max_steps: int | None = None
     name: str = "train"
+    validate_first: bool = True
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Engine:
     def _run_stage(self, stage: Stage) -> None:
         cursor = self.cursor
         first_step = cursor.step if cursor.epoch == 0 and cursor.batch == 0 else None
-        if first_step is not None and stage.validation is not None:
+        if stage.validate_first and first_step is not None and stage.validation is not None:
             self._validate(stage, {})
         while self._stop is None and not self._is_done(stage):
             self._run_epoch(stage)
@@ -182,7 +183,7 @@ class Engine:
 def evaluate(stage: Stage, source: Source) -> dict[str, float]:
     """Losses and metrics of a stage's graph over a source, in evaluation mode.
 
-    `loss` is the weighted sum of the objective's terms; with several terms each has its name too.
+    What a pass comes to is the objective's to say, see its `summary`.
     """
     means = Means()
     with _evaluation(stage.graph), torch.no_grad():
@@ -193,10 +194,8 @@ def evaluate(stage: Stage, source: Source) -> dict[str, float]:
             means.add(result.losses, batch.n)
             for metric in stage.metrics.values():
                 metric.update(result.frame, batch)
-    losses = means.compute()
-    weighted = sum(term.weight * losses[term.name] for term in stage.objective.terms)
     measured = {name: metric.compute() for name, metric in stage.metrics.items()}
-    return {**losses, "loss": weighted, **measured}
+    return {**stage.objective.summary(means.compute()), **measured}
 
 
 @contextlib.contextmanager

@@ -96,6 +96,10 @@ class Objective:
         done = graph(frame)
         return self._result(self.losses(done), done, n)
 
+    def summary(self, means: Mapping[str, float]) -> dict[str, float]:
+        """What a pass over validation data comes to: every term, and `loss`, their weighted sum."""
+        return {**means, "loss": sum(term.weight * means[term.name] for term in self.terms)}
+
     def _result(self, losses: Mapping[str, torch.Tensor], frame: Frame, n: int) -> StepResult:
         means = {
             name: loss.detach() / n if self._sums[name] else loss.detach()
