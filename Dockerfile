@@ -20,7 +20,7 @@ RUN useradd --create-home --uid 10001 superduper \
     && chmod 0700 /home/superduper/.superduper
 COPY --from=build /opt/superduper /opt/superduper
 ENV PATH=/opt/superduper/bin:$PATH PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1
-USER superduper
+USER 10001
 WORKDIR /home/superduper
 EXPOSE 8000
 ENTRYPOINT ["superduper"]

@@ -1,10 +1,11 @@
 """What `create_imputation` returns: a handle on an imputation that lives in the database."""
 
+import builtins
+import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Self
-
-from tqdm.auto import tqdm
 
 from superduper import commands
 from superduper.commands import Transport, build
@@ -49,7 +50,7 @@ class Imputation:
     def wait(self, timeout: float | None = None, progress: bool = True) -> Self:
         """Wait until it is trained and the documents that are there are filled.
 
-        Shows a progress bar on a terminal and in a notebook, and plain lines nowhere else.
+        Shows a progress bar on a terminal and in a notebook, and nothing anywhere else.
         Raises the error that ended the fit; TimedOut after `timeout` seconds.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -206,7 +207,7 @@ class _Bar:
 
     def __init__(self, name: str, *, enabled: bool) -> None:
         self._name = name
-        self._disable = None if enabled else True
+        self._enabled = enabled and (sys.stderr.isatty() or _in_ipython())
         self._bar: Any = None
         self._phase = ""
 
@@ -225,14 +226,29 @@ class _Bar:
             self._show("fit", progress.get("done", 0), progress.get("total"), "step")
             if self._bar is not None and progress.get("metrics"):
                 self._bar.set_postfix(progress["metrics"], refresh=False)
-        elif state["status"] == "filling":
+        elif state["status"] == "filling" or self._phase == "fill":
             self._show("fill", state["scan"].get("filled", 0), None, "document")
 
     def _show(self, phase: str, done: int, total: int | None, unit: str) -> None:
+        if not self._enabled:
+            return
         if phase != self._phase:
             self.__exit__()
-            self._bar = tqdm(desc=f"{phase} {self._name}", unit=f" {unit}s", disable=self._disable)
+            self._bar = _new_bar(desc=f"{phase} {self._name}", unit=f" {unit}s")
             self._phase = phase
         self._bar.total = total
         self._bar.update(max(0, done - self._bar.n))
         self._bar.refresh()
+
+
+def _in_ipython() -> bool:
+    """Whether this is a notebook (whose stderr is no terminal) or IPython's prompt."""
+    return hasattr(builtins, "__IPYTHON__")
+
+
+def _new_bar(**settings: Any) -> Any:
+    """A widget in a notebook that has them, else a line of text."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tqdm's, that the notebook has no widgets
+        from tqdm.auto import tqdm
+    return tqdm(**settings)
