@@ -57,8 +57,7 @@ class Failures:
         """The records of these documents, by `key_of` their `_id`."""
         if self.records.find_one({"imputation": self.imputation_id}, {"_id": 1}) is None:
             return {}
-        keys = [self._key(each) for each in document_ids]
-        found = self.records.find({"_id": {"$in": keys}})
+        found = self.records.find(self._those(document_ids))
         return {key_of(record["document"]): record for record in found}
 
     def due(self, now: int, limit: int) -> list[dict[str, Any]]:
@@ -75,12 +74,11 @@ class Failures:
         same = {"$and": [{"$eq": ["$input", case.input]}, {"$eq": ["$version", case.version]}]}
         counted = {"$cond": [same, {"$add": ["$attempts", 1]}, 1]}
         record: Any = self.records.find_one_and_update(
-            {"_id": self._key(case.document_id)},
+            self._that(case.document_id),
             [
                 {
                     "$set": {
-                        "imputation": self.imputation_id,
-                        "document": {"$literal": case.document_id},
+                        "_id": {"$ifNull": ["$_id", {"$literal": self._that(case.document_id)}]},
                         "attempts": counted,
                         "error": {"$cond": [same, {"$ifNull": ["$error", None]}, None]},
                     }
@@ -124,8 +122,7 @@ class Failures:
     def forget(self, document_ids: Sequence[Any]) -> None:
         """Drop the records of documents that were filled, changed or deleted."""
         if document_ids:
-            keys = [self._key(each) for each in document_ids]
-            self.records.delete_many({"_id": {"$in": keys}})
+            self.records.delete_many(self._those(document_ids))
 
     def forget_known(self, document_ids: Sequence[Any]) -> None:
         """Drop the records that there are of these documents; cheap where there are none."""
@@ -147,15 +144,10 @@ class Failures:
     def _note(self, notes: Iterable[tuple[Case, Mapping[str, Any]]]) -> None:
         updates = [
             UpdateOne(
-                {"_id": self._key(case.document_id)},
+                self._that(case.document_id),
                 {
-                    "$set": {
-                        "imputation": self.imputation_id,
-                        "document": case.document_id,
-                        "input": case.input,
-                        "version": case.version,
-                        **fields,
-                    }
+                    "$setOnInsert": {"_id": self._that(case.document_id)},
+                    "$set": {"input": case.input, "version": case.version, **fields},
                 },
                 upsert=True,
             )
@@ -164,8 +156,14 @@ class Failures:
         if updates:
             self.records.bulk_write(updates, ordered=False)
 
-    def _key(self, document_id: Any) -> dict[str, Any]:
+    # By two fields with an index: the embedded store finds no document by an `_id` that is a
+    # document except by looking at every one.
+
+    def _that(self, document_id: Any) -> dict[str, Any]:
         return {"imputation": self.imputation_id, "document": document_id}
+
+    def _those(self, document_ids: Sequence[Any]) -> dict[str, Any]:
+        return {"imputation": self.imputation_id, "document": {"$in": list(document_ids)}}
 
 
 def _shortened(error: Mapping[str, Any]) -> dict[str, str]:
@@ -177,7 +175,8 @@ def _shortened(error: Mapping[str, Any]) -> dict[str, str]:
 
 
 def prepare(database: Database[Any]) -> None:
-    """Make the index by which waiting documents are found."""
+    """Make the indexes by which records are found: by document, and those that wait."""
+    database[NAME].create_index([("imputation", 1), ("document", 1)], unique=True)
     database[NAME].create_index([("imputation", 1), ("state", 1), ("next_at", 1)])
 
 
@@ -189,7 +188,7 @@ def listing(database: Database[Any], imputation_id: str, limit: int = 100) -> li
     records = list(
         database[NAME]
         .find({"imputation": imputation_id})
-        .sort([("state", 1), ("_id", 1)])
+        .sort([("state", 1), ("document", 1)])
         .limit(limit)
     )
     collection = database[imputation_id.rpartition("/")[0]]

@@ -11,7 +11,7 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pymongo.database import Database
@@ -230,7 +230,7 @@ class Leading:
         state = self.watch.watchers.find_one({"_id": self.lease.id}) or {}
         token = state.get("token")
         try:
-            if token is None:
+            if not isinstance(token, Mapping):
                 raise HistoryLost("there is no place to go on from")
             return Changes(self.collection, token)
         except HistoryLost as error:

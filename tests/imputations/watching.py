@@ -1,4 +1,4 @@
-"""Live imputations on a real store with models in real child processes, and services to fill them."""
+"""Live imputations on a real store, models in real child processes, services that fill."""
 
 import threading
 import time

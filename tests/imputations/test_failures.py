@@ -1,0 +1,285 @@
+"""Documents that cannot be filled cost little, block nobody, and are listed."""
+
+import os
+import signal
+import time
+from typing import Any
+
+import pytest
+from bson import ObjectId
+from filling import Filling, record_of
+from pymongo.database import Database
+from watching import Watching, until
+
+from superduper.imputations import failures
+from superduper.imputations.failures import Case, Failures, key_of
+from superduper.imputations.hosting import open_hosts
+from superduper.imputations.isolate import BatchSize, Isolation, ModelUnusable, Patience
+
+IDS: list[Any] = [1, "1", ObjectId(), {"a": 1}, None, 2.5]
+
+
+@pytest.fixture(params=[True, False], ids=["indexed", "not indexed"])
+def kept(database: Database[Any], request: pytest.FixtureRequest) -> Failures:
+    if request.param:
+        failures.prepare(database)
+    return Failures(database, "docs/imputation")
+
+
+ERROR = {"type": "ValueError", "message": "no", "traceback": "..."}
+
+
+class TestRecords:
+    """What is kept of a failure."""
+
+    @pytest.mark.parametrize("document_id", IDS, ids=repr)
+    def test_attempts_are_counted_for_one_input_and_version(
+        self, kept: Failures, document_id: Any
+    ) -> None:
+        case = Case(document_id, "a", 1)
+        assert [kept.begin(case, 0) for _ in range(3)] == [1, 2, 3]
+        assert kept.begin(Case(document_id, "b", 1), 0) == 1
+        assert kept.begin(Case(document_id, "b", 1), 0) == 2
+        assert kept.begin(Case(document_id, "b", 2), 0) == 1
+        [record] = kept.known(IDS).values()
+        assert record["document"] == document_id
+        assert record["_id"] == {"imputation": "docs/imputation", "document": document_id}
+        kept.forget([document_id])
+        assert kept.known(IDS) == {}
+
+    def test_an_error_waits_longer_each_time_and_then_is_dead(self, kept: Failures) -> None:
+        case = Case(1, "a", 1)
+        waits = []
+        for attempts in (1, 2, 3):
+            assert kept.begin(case, 0) == attempts
+            kept.fail([(case, ERROR)], attempts, 0)
+            [record] = kept.known([1]).values()
+            waits.append((record["state"], record["next_at"]))
+        assert waits == [("retry", 2000), ("retry", 4000), ("dead", 8000)]
+        assert kept.known([1])[key_of(1)]["error"] == ERROR
+
+    def test_what_is_due(self, kept: Failures) -> None:
+        kept.fail([(Case(each, "a", 1), ERROR) for each in IDS], 1, 0)
+        kept.fail([(Case("dead", "a", 1), ERROR)], 3, 0)
+        kept.withhold([(Case("unsure", "a", 1), 0.2)], 0)
+        kept.begin(Case("running", "a", 1), 0)
+        assert kept.due(1999, 10) == []
+        assert {key_of(each["document"]) for each in kept.due(2000, 10)} == set(map(key_of, IDS))
+        kept.release_running()
+        assert kept.due(1999, 10)[0]["document"] == "running"
+        assert len(kept.due(2000, 3)) == 3
+
+    def test_imputations_do_not_see_each_other(
+        self, kept: Failures, database: Database[Any]
+    ) -> None:
+        other = Failures(database, "docs/other")
+        kept.fail([(Case(1, "a", 1), ERROR)], 1, 0)
+        other.fail([(Case(1, "a", 1), ERROR)], 1, 0)
+        kept.forget([1])
+        assert kept.known([1]) == {}
+        assert len(other.known([1])) == 1
+
+    def test_listing_leaves_out_deleted_documents(
+        self, kept: Failures, database: Database[Any]
+    ) -> None:
+        database["docs"].insert_many([{"_id": 1}, {"_id": {"a": 1}}])
+        kept.fail([(Case(each, "a", 1), ERROR) for each in (1, 2, {"a": 1})], 1, 0)
+        listed = failures.listing(database, "docs/imputation")
+        assert [each["document"] for each in listed] == [1, {"a": 1}]
+        assert listed[0]["error"]["message"] == "no"
+        assert len(failures.listing(database, "docs/imputation", 1)) == 1
+        kept.forget_deleted(database["docs"])
+        assert len(kept.known([1, 2, {"a": 1}])) == 2
+
+    def test_retry_begins_anew(self, kept: Failures, database: Database[Any]) -> None:
+        kept.fail([(Case(1, "a", 1), ERROR)], 3, 0)
+        kept.clear_values([Case(2, "a", 1)], 0)
+        assert failures.retry(database, "docs/imputation") == 2
+        assert [each["attempts"] for each in kept.due(0, 9)] == [0, 0]
+        assert kept.begin(Case(1, "a", 1), 0) == 1
+
+
+class TestRounds:
+    """A filler and its failures, with a model that is a function of the test."""
+
+    def test_an_error_is_kept_and_not_tried_until_it_is_due(self, database: Database[Any]) -> None:
+        filling = Filling(database, lambda value: 1 / value)
+        filling.docs.insert_many([{"_id": 1, "x": 0}, {"_id": 2, "x": 1}])
+        for _ in range(3):
+            filling.filler.fill_ids([1, 2])
+        assert filling.predictor.asked == [0, 1]
+        assert filling.failures()[1]["error"]["type"] == "ZeroDivisionError"
+        for attempts in (2, 3):
+            filling.filler.retry(filling.failures()[1])
+            assert filling.failures()[1]["attempts"] == attempts
+        assert filling.failures()[1]["state"] == "dead"
+        filling.filler.fill_ids([1, 2])
+        assert filling.predictor.asked == [0, 1, 0, 0]
+
+    @pytest.mark.parametrize(
+        "change", [{"$set": {"x": 2}}, {"$set": {"y": 1}}, {"$unset": {"x": 1}}]
+    )
+    def test_a_changed_document_is_no_failure(self, database: Database[Any], change: Any) -> None:
+        filling = Filling(database, lambda value: 1 / value)
+        filling.docs.insert_one({"_id": 1, "x": 0})
+        filling.filler.fill_ids([1])
+        filling.docs.update_one({}, change)
+        filling.filler.fill_ids([1])
+        assert filling.failures() == {}
+
+    def test_a_deleted_document_is_no_failure(self, database: Database[Any]) -> None:
+        filling = Filling(database, lambda value: 1 / value)
+        filling.docs.insert_one({"_id": 1, "x": 0})
+        filling.filler.fill_ids([1])
+        filling.docs.delete_one({})
+        filling.filler.retry(filling.failures()[1])
+        assert filling.failures() == {}
+
+    def test_another_version_tries_anew(self, database: Database[Any]) -> None:
+        filling = Filling(database, lambda value: 1 / value)
+        filling.docs.insert_one({"_id": 1, "x": 0})
+        filling.filler.fill_ids([1])
+        record = record_of()
+        object.__setattr__(record, "active", 2)
+        filling.predictor.function = lambda value: "fine"
+        filling.filler_of(record).fill_ids([1])
+        after: Any = filling.docs.find_one()
+        assert after["_fill"]["y"]["version"] == 2
+        assert filling.failures() == {}
+
+    def test_a_worker_that_ends_in_every_attempt(self, database: Database[Any]) -> None:
+        filling = Filling(database)
+        filling.docs.insert_one({"_id": 1, "x": 0})
+        [work] = filling.filler._sort(filling.filler.read([1]), [1])[0].values()
+        for _ in range(3):
+            filling.filler.failures.begin(work.case, 0)
+        filling.filler.retry(filling.failures()[1])
+        assert filling.predictor.asked == []
+        assert filling.failures()[1]["state"] == "dead"
+        assert filling.failures()[1]["error"]["type"] == "WorkerDied"
+
+
+def poison(value: Any) -> Any:
+    """A model that does as it is told."""
+    if value == "raise":
+        raise ValueError("told to")
+    if value == "exit":
+        raise SystemExit(3)
+    if value == "die":
+        os._exit(4)
+    if value == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if value == "segv":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if value == "hang":
+        time.sleep(1000)
+    if value == "memory":
+        return len(bytearray(1 << 40))
+    if value == "large":
+        return "v" * (17 << 20)
+    if value == "nothing":
+        return None
+    if value == "nan":
+        return float("nan")
+    if value == "unstorable":
+        return object()
+    return f"fine {value}"
+
+
+POISON = {
+    "raise": "ValueError",
+    "exit": "SystemExit",
+    "die": "ChildDied",
+    "kill": "ChildDied",
+    "segv": "ChildDied",
+    "memory": "MemoryError",
+    "large": "",
+    "nothing": "ValueError",
+    "nan": "ValueError",
+    "unstorable": "",
+    "hang": "TimedOut",
+}
+
+
+class TestPoison:
+    """Documents that kill, hang or confuse the model, in real child processes."""
+
+    @pytest.fixture(autouse=True)
+    def settings(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SUPERDUPER_PREDICT_TIMEOUT", "2")
+
+    def test_poison_documents_are_listed_and_the_others_are_filled(
+        self, database: Database[Any]
+    ) -> None:
+        watching = Watching(database)
+        watching.docs.insert_many({"_id": each, "x": each} for each in range(60))
+        watching.docs.insert_many({"_id": f"scanned {kind}", "x": kind} for kind in POISON)
+        watching.live(poison)
+        names = {f"{how} {kind}" for how in ("scanned", "streamed") for kind in POISON}
+        with watching.running():
+            until(lambda: watching.status() == "watching", 120)
+            assert watching.docs.count_documents({"y": {"$exists": True}}) == 60
+            watching.docs.insert_many({"_id": f"streamed {kind}", "x": kind} for kind in POISON)
+            watching.docs.insert_one({"_id": 60, "x": 60})
+            until(lambda: watching.document(60).get("y") == "fine 60", 120)
+            until(lambda: set(watching.failures(state="dead")) == names, 120)
+            for name, failure in watching.failures().items():
+                assert POISON[name.split()[1]] in failure["error"]["type"]
+                assert failure["attempts"] == 3
+            watching.docs.update_one({"_id": "scanned die"}, {"$set": {"x": "good"}})
+            watching.docs.delete_one({"_id": "streamed hang"})
+            until(lambda: set(watching.failures()) == names - {"scanned die", "streamed hang"})
+        assert watching.document("scanned die")["y"] == "fine good"
+
+    def test_the_culprits_are_found_by_halving(self, database: Database[Any]) -> None:
+        watching = Watching(database)
+        hosts = open_hosts(watching.registry)
+        isolation = Isolation(hosts, watching.register(poison), Patience(5.0))
+        values: list[Any] = list(range(64))
+        values[17] = values[50] = "die"
+        counted: list[int] = []
+        try:
+            outcomes = isolation.predict(values, counted.append)
+        finally:
+            hosts.close()
+        assert [at for at, outcome in enumerate(outcomes) if "error" in outcome] == [17, 50]
+        assert isolation.deaths <= 2 * 7
+        assert {17, 50} <= set(counted)
+        assert len(counted) <= 4
+
+    def test_a_model_that_never_runs_is_nobodys_fault(self, database: Database[Any]) -> None:
+        watching = Watching(database)
+        hosts = open_hosts(watching.registry)
+        component = watching.register(poison)
+        database["superduper.artifacts"].delete_many({})
+        isolation = Isolation(hosts, component, Patience(5.0))
+        counted: list[int] = []
+        try:
+            with pytest.raises(ModelUnusable):
+                isolation.predict([1, 2, 3], counted.append)
+        finally:
+            hosts.close()
+        assert counted == []
+
+
+def test_a_batch_shrinks_when_it_fails_and_grows_back() -> None:
+    size = BatchSize(500)
+    size.shrink()
+    assert size.now == 250
+    for _ in range(8):
+        size.grow()
+    assert size.now == 500
+    for _ in range(12):
+        size.shrink()
+    assert size.now == 1
+
+
+def test_patience_is_learned_and_limited() -> None:
+    patience = Patience(30.0)
+    assert patience.seconds(1) == 30.0
+    patience.learn(10, 0.1)
+    assert patience.seconds(1) == 2.0
+    assert patience.seconds(100) == pytest.approx(20.0)
+    assert patience.seconds(1000) == 30.0
+    assert patience.seconds(1, attempt=2) == 4.0
+    assert patience.seconds(1, attempt=3) == 30.0
