@@ -36,7 +36,7 @@ from superduper.training.engine import Engine, Plan, Stage, evaluate
 from superduper.training.graph import Frame, Graph, Node
 from superduper.training.objective import Objective, StepResult, Term
 from superduper.training.optimizers import optimizer_of
-from superduper.training.policies import BestWeights, EarlyStopping, NaNStop, Policy, check_watched
+from superduper.training.policies import BestWeights, NaNStop, Patience, Policy, check_watched
 from superduper.training.randomness import seed_everything
 from superduper.training.sources import IndexSource
 from superduper.training.weights import copy_of_state, weights_blob, weights_hash
@@ -206,7 +206,7 @@ class Fitting:
             NaNStop(self._documents_of),
             best,
             Reporter(self.send, total),
-            EarlyStopping(settings.watch, high[settings.watch], settings.patience),
+            Patience(settings.watch, high[settings.watch], settings.patience),
         )
         engine = Engine(Plan([stage], settings.seed), policies)
         engine.run()

@@ -12,7 +12,14 @@ if TYPE_CHECKING:
     from superduper.training.graph import Graph, Node
     from superduper.training.objective import Objective, Term
     from superduper.training.optimizers import optimizer_of
-    from superduper.training.policies import BestWeights, EarlyStopping, NaNStop, Policy, StopRun
+    from superduper.training.policies import (
+        BestWeights,
+        EarlyStopping,
+        NaNStop,
+        Patience,
+        Policy,
+        StopRun,
+    )
     from superduper.training.sources import IndexSource, tensor_source
 
 _HOMES = {
@@ -26,6 +33,7 @@ _HOMES = {
     "NaNStop": "policies",
     "Node": "graph",
     "Objective": "objective",
+    "Patience": "policies",
     "Plan": "engine",
     "Policy": "policies",
     "Stage": "engine",
@@ -46,6 +54,7 @@ __all__ = [
     "NaNStop",
     "Node",
     "Objective",
+    "Patience",
     "Plan",
     "Policy",
     "Stage",

@@ -24,13 +24,17 @@ from superduper.training.sources import Batch, Source
 
 @dataclass(frozen=True)
 class Stage:
-    """What is trained on what, and for how long at most."""
+    """What is trained on what, and for how long at most.
+
+    `validate` measures after every epoch, beside or instead of a pass over `validation`.
+    """
 
     graph: Graph
     objective: Objective
     source: Source
     optimizers: Mapping[str, torch.optim.Optimizer]
     validation: Source | None = None
+    validate: Callable[[], Mapping[str, Any]] | None = None
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     max_epochs: int | None = None
     max_steps: int | None = None
@@ -40,10 +44,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """Stages, one after the other, and the seed of everything random in them."""
+    """Stages, one after the other, and the seed of everything random in them.
+
+    Without a seed the random generators are left as they are.
+    """
 
     stages: Sequence[Stage]
-    seed: int
+    seed: int | None
 
 
 @dataclass
@@ -86,7 +93,7 @@ class Engine:
         """Train until the plan is done or a policy ends it; a finished run is left as it is."""
         if self.cursor.finished:
             return
-        if not self._resumed:
+        if not self._resumed and self.plan.seed is not None:
             seed_everything(self.plan.seed)
         self._emit("run_started")
         while self.cursor.stage < len(self.plan.stages) and self._stop is None:
@@ -116,11 +123,14 @@ class Engine:
         if cursor.batch == 0:
             self._train = Means()
             self._emit("epoch_started")
+            if self._stop is not None:
+                return
         stage.graph.train()
         for batch in stage.source.batches(cursor.epoch, start=cursor.batch):
             self._run_step(stage, batch)
             if self._stop is not None or cursor.step == stage.max_steps:
                 break
+        stage.objective.finish_epoch(stage.optimizers)
         cursor.epoch, cursor.batch = cursor.epoch + 1, 0
         train = self._train.compute()
         metrics = self._validate(stage, train)
@@ -135,10 +145,12 @@ class Engine:
         self._emit("step_finished", batch=batch, result=result)
 
     def _validate(self, stage: Stage, train: Mapping[str, float]) -> dict[str, float]:
-        if stage.validation is None:
+        if stage.validation is None and stage.validate is None:
             return {}
         self._emit("validation_started")
-        metrics = evaluate(stage, stage.validation)
+        metrics = {} if stage.validation is None else evaluate(stage, stage.validation)
+        if stage.validate is not None:
+            metrics.update(stage.validate())
         self._emit("validation_finished", train=train, metrics=metrics)
         return metrics
 
@@ -152,13 +164,14 @@ class Engine:
             try:
                 handler(engine=self, epoch=cursor.epoch, step=cursor.step, **arguments)
             except StopRun as stop:
-                self._stop = self._stop or str(stop)
+                self._stop = self._stop or str(stop) or type(stop).__name__
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on: plain values and tensors."""
         stage = self.stage
         return {
             "cursor": asdict(self.cursor),
+            "stopped": self._stop,
             "train": self._train.state_dict(),
             "graph": stage.graph.state_dict(),
             "optimizers": {name: each.state_dict() for name, each in stage.optimizers.items()},
@@ -169,6 +182,7 @@ class Engine:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state: `run` then trains what is left."""
         self.cursor = Cursor(**state["cursor"])
+        self._stop = state.get("stopped")
         self._train.load_state_dict(state["train"])
         stage = self.stage
         stage.graph.load_state_dict(state["graph"])

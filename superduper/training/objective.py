@@ -91,6 +91,9 @@ class Objective:
                 optimizer.step()
         return kept[0]
 
+    def finish_epoch(self, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
+        """Nothing more comes in this epoch: what waits for more batches must wait no longer."""
+
     def evaluate(self, graph: Graph, frame: Frame, n: int) -> StepResult:
         """The losses of a batch, without training on it."""
         done = graph(frame)

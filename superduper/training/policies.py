@@ -37,6 +37,10 @@ class StopRun(Exception):
     """Raised by a policy to end the run in order; the argument is the reason."""
 
 
+class EarlyStopping(StopRun):
+    """Raised by a user's policy to end the run in order: the class, or an instance with a reason."""
+
+
 class Policy:
     """Follows a run; every event does nothing until it is overridden.
 
@@ -174,7 +178,7 @@ class BestWeights(Policy):
         self.weights = dict(state["weights"])
 
 
-class EarlyStopping(Policy):
+class Patience(Policy):
     """Ends the run when the watched quantity was not better for `patience` validations."""
 
     def __init__(self, watch: str, higher_is_better: bool, patience: int) -> None:

@@ -17,7 +17,7 @@ from superduper.training.engine import Engine, Plan, Stage
 from superduper.training.graph import Graph, Node
 from superduper.training.objective import Objective, Term
 from superduper.training.optimizers import optimizer_of
-from superduper.training.policies import BestWeights, EarlyStopping, Policy
+from superduper.training.policies import BestWeights, Patience, Policy
 from superduper.training.sources import tensor_source
 from superduper.training.weights import weights_hash
 
@@ -58,7 +58,7 @@ def train(folder: Path | None, killed_at: int = 0) -> str:
         validation=tensor_source(data, 32),
         max_epochs=4,
     )
-    policies: list[Policy] = [BestWeights("loss", False), EarlyStopping("loss", False, 50)]
+    policies: list[Policy] = [BestWeights("loss", False), Patience("loss", False, 50)]
     checkpoints = Checkpoints(folder) if folder is not None else None
     if checkpoints is not None:
         policies += [Checkpointing(checkpoints, every_steps=3)]

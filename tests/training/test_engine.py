@@ -12,7 +12,7 @@ from superduper.training.engine import Engine, Plan, Stage, evaluate
 from superduper.training.graph import Graph, Node
 from superduper.training.objective import Objective, Term
 from superduper.training.optimizers import optimizer_of
-from superduper.training.policies import BestWeights, EarlyStopping, NaNStop, Policy, StopRun
+from superduper.training.policies import BestWeights, NaNStop, Patience, Policy, StopRun
 from superduper.training.sources import IndexSource, tensor_source
 from superduper.training.weights import copy_of_state, weights_hash
 
@@ -167,7 +167,7 @@ def test_early_stopping_ends_the_run_and_the_best_weights_come_back() -> None:
         module, separable(64), separable(64, 9), optimizer="sgd", lr=30.0, max_epochs=100
     )
     best = BestWeights("loss", False)
-    stop = EarlyStopping("loss", False, patience=4)
+    stop = Patience("loss", False, patience=4)
     history = History()
     engine = Engine(Plan([stage], 3), [best, stop, history])
     engine.run()
@@ -190,7 +190,7 @@ def test_a_metric_is_maximised() -> None:
 
 
 def test_of_equal_metrics_the_lower_loss_is_better() -> None:
-    stop = EarlyStopping("accuracy", True, patience=2)
+    stop = Patience("accuracy", True, patience=2)
     rows = [(0.9, 1.0), (0.9, 0.8), (0.9, 0.9), (0.8, 0.1)]
     waited = []
     for accuracy, loss in rows[:3]:
@@ -203,7 +203,7 @@ def test_of_equal_metrics_the_lower_loss_is_better() -> None:
 
 def test_watching_what_nobody_measures_is_refused() -> None:
     with pytest.raises(InvalidInput, match="cannot watch 'recall': validation measures loss"):
-        run(stage_of(network(), separable(16), separable(16)), EarlyStopping("recall", True, 3))
+        run(stage_of(network(), separable(16), separable(16)), Patience("recall", True, 3))
 
 
 def test_a_loss_that_is_no_number_fails_with_step_and_records() -> None:
@@ -254,7 +254,7 @@ def test_an_exception_in_a_policy_fails_the_run() -> None:
 def test_a_run_that_goes_on_later_ends_as_one_that_never_stopped(stopped_at: int) -> None:
     def fresh() -> tuple[torch.nn.Module, History, Engine]:
         module, history = network(dropout=0.4), History()
-        policies = [BestWeights("loss", False), EarlyStopping("loss", False, 50), history]
+        policies = [BestWeights("loss", False), Patience("loss", False, 50), history]
         stage = stage_of(module, separable(60), separable(20, 9), max_epochs=4)
         return module, history, Engine(Plan([stage], 3), policies)
 
