@@ -7,29 +7,18 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx2
 
 from superduper_server.serve import Server
-
-T = TypeVar("T")
+from tests.waiting import until
 
 BASE_URL = "http://127.0.0.1:8000"
 CLI = (sys.executable, "-m", "superduper_server.cli")
 DEADLINE_SECONDS = 60.0
-
-
-def until(find: Callable[[], T], what: str, seconds: float = DEADLINE_SECONDS) -> T:
-    """Wait until something is true, with a deadline."""
-    deadline = time.monotonic() + seconds
-    while not (found := find()):
-        assert time.monotonic() < deadline, f"gave up waiting for {what} after {seconds} s"
-        time.sleep(0.02)
-    return found
 
 
 def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":

@@ -14,7 +14,8 @@ from pymongo.database import Database
 from superduper.imputations.imputation import Imputations
 from superduper.jobs.worker import alive_workers
 from superduper.store.folder import Folder
-from tests.server.running import CLI, run, running, until
+from tests.server.running import CLI, run, running
+from tests.waiting import until
 
 
 def test_a_store_for_any_client(tmp_path: Path) -> None:
@@ -27,9 +28,11 @@ def test_a_store_for_any_client(tmp_path: Path) -> None:
             assert second.ready == store.ready
         assert store.end() == 0
     until(lambda: not Folder(path).has_keeper(), "the store to close")
-    with running(tmp_path / "again", "store", "--path", str(path), "--json") as again:
-        with pymongo.MongoClient[dict[str, Any]](again.ready["address"]) as client:
-            assert client["any"]["docs"].find_one() == {"_id": 1}
+    with (
+        running(tmp_path / "again", "store", "--path", str(path), "--json") as again,
+        pymongo.MongoClient[dict[str, Any]](again.ready["address"]) as client,
+    ):
+        assert client["any"]["docs"].find_one() == {"_id": 1}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -13,7 +13,8 @@ from superduper.service import Service
 from superduper.store.embedded import attach
 from superduper.store.mongo import connect_mongo
 from superduper_server.app import build_app
-from tests.server.running import BASE_URL, until
+from tests.server.running import BASE_URL
+from tests.waiting import until
 
 
 def test_a_stranger_may_ask_whether_it_is_alive_and_ready(stranger: TestClient) -> None:

@@ -18,7 +18,8 @@ from pymongo.database import Database
 from superduper.errors import InvalidInput
 from superduper_server.serve import check_bind, is_loopback, make_server
 from superduper_server.tokens import Tokens
-from tests.server.running import Running, run, running, serving, until
+from tests.server.running import Running, run, running, serving
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -219,6 +220,8 @@ def test_a_database_that_is_gone_at_the_start() -> None:
 
 
 def test_make_server_runs_in_a_thread(database: Database[Any]) -> None:
-    with serving(make_server(database, insecure=True)) as server:
-        with httpx2.Client(base_url=server.url) as http:
-            assert http.get("/v1/status").json()["database"] == database.name
+    with (
+        serving(make_server(database, insecure=True)) as server,
+        httpx2.Client(base_url=server.url) as http,
+    ):
+        assert http.get("/v1/status").json()["database"] == database.name

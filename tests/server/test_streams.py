@@ -17,7 +17,8 @@ from superduper.jobs.queue import Queue
 from superduper_server.app import build_app
 from superduper_server.limits import Limits
 from superduper_server.serve import make_server
-from tests.server.running import BASE_URL, Running, running, serving, until
+from tests.server.running import BASE_URL, Running, running, serving
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -111,14 +112,16 @@ def test_many_documents_come_in_bounded_memory(server: Running, database: Databa
 def test_a_reader_who_stops_half_way_frees_the_cursor(database: Database[Any]) -> None:
     database["docs"].insert_many({"_id": n, "x": bytes(20_000)} for n in range(2_000))
     path = "/v1/collections/docs/documents/stream"
-    with serving(make_server(database, insecure=True)) as server:
-        with httpx2.Client(base_url=server.url) as http:
-            with http.stream("POST", path, json={}) as response:
-                chunks = response.iter_bytes()  # closes the connection when it is forgotten
-                next(chunks)
-                assert server.backend.streams == 1
-            until(lambda: server.backend.streams == 0, "the stream to be forgotten")
-            until(lambda: server.backend.requests.pending == 0, "its thread to be free")
+    with (
+        serving(make_server(database, insecure=True)) as server,
+        httpx2.Client(base_url=server.url) as http,
+    ):
+        with http.stream("POST", path, json={}) as response:
+            chunks = response.iter_bytes()  # closes the connection when it is forgotten
+            next(chunks)
+            assert server.backend.streams == 1
+        until(lambda: server.backend.streams == 0, "the stream to be forgotten")
+        until(lambda: server.backend.requests.pending == 0, "its thread to be free")
 
 
 def resident_mb(pid: int) -> float:
