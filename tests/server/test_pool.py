@@ -99,6 +99,7 @@ def test_a_client_that_hangs_up_gives_up_its_place_in_the_queue(pool: Pool) -> N
         await asyncio.sleep(0)
         with pytest.raises(ClientDisconnect):
             await unless_gone(hung_up, pool.run(lambda: begun.append(1), seconds=5))
+        await asyncio.sleep(0)  # the loop's turn, in which the call is given up
         go_on.set()
         await first
         await pool.run(lambda: None, seconds=5)
