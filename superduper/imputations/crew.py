@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
 RETRIES_AT_ONCE = 64
+PUT_OFF_SECONDS = 10.0
 FIRST_PAUSE_SECONDS = 2.0
 MOST_PAUSE_SECONDS = 60.0
 CLOCK_SECONDS = 60.0
@@ -246,6 +247,7 @@ class Crew:
                     self._retry(record)
                 except (SuperduperError, PyMongoError) as error:
                     logger.warning("retries of %s are put off: %s", record.id, error)
+                    self._stop.wait(PUT_OFF_SECONDS)
 
     def _retry(self, record: ImputationRecord) -> None:
         due = Failures(self.database, record.id).due(self.clock(), RETRIES_AT_ONCE)

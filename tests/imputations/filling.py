@@ -7,6 +7,7 @@ import bson
 from pymongo.database import Database
 
 from superduper.imputations.events import Echoes
+from superduper.imputations.failures import key_of
 from superduper.imputations.imputation import ImputationRecord
 from superduper.imputations.isolate import Isolation, Patience
 from superduper.imputations.process import Counters, Filler
@@ -100,6 +101,11 @@ class Filling:
         between()
         self.filler.finish(prepared)
         return self.docs.find_one({"_id": document_id})
+
+    def failures_by_key(self) -> dict[bytes, dict[str, Any]]:
+        """The failures by `key_of` their documents' ids, for ids of all types."""
+        found = self.database["superduper.failures"].find()
+        return {key_of(each["document"]): each for each in found}
 
     def failures(self) -> dict[Any, dict[str, Any]]:
         """The failures by document."""

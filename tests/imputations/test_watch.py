@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 from bson import ObjectId
+from interrupted import wire_to
 from pymongo.database import Database
 from watching import Watching, until
+
+from superduper.store.mongo import connect_mongo
 
 
 @pytest.fixture
@@ -291,6 +294,27 @@ class TestTrouble:
             until(lambda: watching.document(0).get("y") == 4)
             watching.docs.insert_one({"_id": 1, "x": 2})
             until(lambda: watching.document(1).get("y") == 4)
+
+    def test_the_database_goes_away_again_and_again(
+        self, watching: Watching, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        host, port = watching.database.client.address or ("", 0)
+        watching.live(double)
+        watching.docs.insert_many({"_id": each, "x": 1} for each in range(1000))
+        with wire_to(host, port) as wire, connect_mongo(wire.address) as client:
+            behind = Watching(client[watching.database.name])
+            with caplog.at_level(logging.CRITICAL), behind.running():
+                for turn in range(3):
+                    least = 1 + 200 * turn
+                    until(lambda n=least: filled(watching) >= n)  # type: ignore[misc]
+                    wire.cut()
+                    watching.docs.insert_one({"_id": f"cut {turn}", "x": 1})
+                    wire.mend()
+                until(lambda: filled(watching) == 1003)
+
+
+def filled(watching: Watching) -> int:
+    return watching.docs.count_documents({"y": {"$exists": True}})
 
 
 SERVICE = """

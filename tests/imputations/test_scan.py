@@ -1,0 +1,147 @@
+"""The walk over a collection: whole, in order, resumable, and given up when it is out of date."""
+
+import threading
+from typing import Any
+
+import pytest
+from bson import ObjectId
+from filling import Filling, describe, record_of
+from pymongo.database import Database
+
+from superduper.imputations.failures import key_of
+from superduper.imputations.imputation import ImputationRecord, Imputations
+from superduper.imputations.isolate import BatchSize
+from superduper.imputations.process import Prepared
+from superduper.imputations.scan import Scan, walk
+
+IDS: list[Any] = [*range(30), *map(str, range(30)), *(ObjectId() for _ in range(30)), {"a": 1}]
+
+
+@pytest.fixture
+def filling(database: Database[Any]) -> Filling:
+    filling = Filling(database)
+    filling.docs.insert_many({"_id": each, "x": 1} for each in IDS)
+    return filling
+
+
+@pytest.fixture
+def imputations(database: Database[Any]) -> Imputations:
+    imputations = Imputations(database)
+    imputations.create(record_of(model="model"))
+    imputations.activate("docs", "imputation", 1, by="test", reason="test", model_version=1)
+    return imputations
+
+
+def scan_of(filling: Filling, imputations: Imputations, size: int = 7) -> Scan:
+    """A scan of what is to be scanned now, in small batches."""
+    record = imputations.get("docs", "imputation")
+    scan = Scan(imputations, record, filling.filler_of(record), threading.Event())
+    scan.size = BatchSize(size)
+    return scan
+
+
+def test_a_scan_fills_ids_of_all_types(filling: Filling, imputations: Imputations) -> None:
+    assert scan_of(filling, imputations).run()
+    assert filling.docs.count_documents({"y": describe(1)}) == len(IDS)
+    scan = imputations.get("docs", "imputation").scan
+    assert (scan["state"], scan["seen"], scan["filled"]) == ("done", len(IDS), len(IDS))
+
+
+@pytest.mark.parametrize("at", [0, 29, 30, 75, 90])
+def test_a_walk_goes_on_from_any_place(filling: Filling, at: int) -> None:
+    last = IDS[at]
+    everything = [key_of(each["_id"]) for each in filling.docs.find().hint([("_id", 1)])]
+    record = record_of()
+    object.__setattr__(record, "scan", {"last": last})
+    walked = [
+        key_of(each["_id"])
+        for batch in walk(filling.filler.collection, record, BatchSize(7))
+        for each in batch
+    ]
+    assert walked == everything[everything.index(key_of(last)) :]
+
+
+@pytest.mark.parametrize("batches", [1, 2, 5])
+def test_broken_off_anywhere_it_goes_on_where_it_was(
+    filling: Filling, imputations: Imputations, batches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("superduper.imputations.scan.CHECKPOINT_SECONDS", 0.0)
+    scan = scan_of(filling, imputations)
+    left = batches
+
+    class Killed(BaseException):
+        pass
+
+    def finish(prepared: Prepared) -> int:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Killed
+        return type(scan.filler).finish(scan.filler, prepared)
+
+    monkeypatch.setattr(scan.filler, "finish", finish)
+    with pytest.raises(Killed):
+        scan.run()
+    state = imputations.get("docs", "imputation").scan
+    assert state["state"] == "running"
+    assert filling.docs.count_documents({"y": {"$exists": True}}) == 7 * batches
+    again = scan_of(filling, imputations)
+    assert again.run()
+    assert filling.docs.count_documents({"y": describe(1)}) == len(IDS)
+
+
+@pytest.mark.parametrize("what", ["asked anew", "promoted", "paused", "deleted", "stopped"])
+def test_a_scan_that_is_out_of_date_ends(
+    filling: Filling, imputations: Imputations, what: str
+) -> None:
+    scan = scan_of(filling, imputations)
+    prepare = scan.filler.prepare
+
+    def then(documents: Any) -> Prepared:
+        match what:
+            case "asked anew":
+                imputations.request_scan("docs")
+            case "promoted":
+                imputations.activate("docs", "imputation", 2, by="", reason="", model_version=2)
+            case "paused":
+                imputations.set_paused(scan.record, True, now=1)
+            case "deleted":
+                imputations.delete(scan.record)
+            case "stopped":
+                scan.stop.set()  # type: ignore[attr-defined]
+        return prepare(documents)
+
+    scan.filler.prepare = then  # type: ignore[method-assign]
+    assert not scan.run()
+    assert filling.docs.count_documents({"y": {"$exists": True}}) <= 7
+    states = [record.scan["state"] for record in imputations.find("docs")]
+    assert states in ([], ["pending"], ["running"])
+
+
+def test_an_outdated_value_is_found_by_a_scan(filling: Filling, imputations: Imputations) -> None:
+    assert scan_of(filling, imputations).run()
+    filling.docs.update_many({"_id": {"$in": [0, "0"]}}, {"$set": {"x": 2}})
+    filling.docs.update_one({"_id": 1}, {"$set": {"x": 2, "y": "mine"}})
+    imputations.request_scan("docs")
+    assert scan_of(filling, imputations).run()
+    assert filling.docs.count_documents({"y": describe(2)}) == 2
+    assert filling.docs.find_one({"_id": 1}) == {"_id": 1, "x": 2, "y": "mine"}
+
+
+def test_failures_of_deleted_documents_are_forgotten(
+    filling: Filling, imputations: Imputations
+) -> None:
+    filling.predictor.function = lambda value: 1 / 0
+    assert scan_of(filling, imputations).run()
+    filling.docs.delete_many({"_id": {"$type": "string"}})
+    imputations.request_scan("docs")
+    assert scan_of(filling, imputations).run()
+    assert len(filling.failures_by_key()) == len(IDS) - 30
+
+
+def test_large_documents_make_small_batches(filling: Filling) -> None:
+    filling.docs.insert_many({"_id": f"large {each}", "x": "x" * (6 << 20)} for each in range(6))
+    record: ImputationRecord = record_of()
+    batches = list(walk(filling.filler.collection, record, BatchSize(500)))
+    assert max(sum(len(each.raw) for each in batch) for batch in batches) < 24 << 20
+    assert sum(map(len, batches)) == len(IDS) + 6
