@@ -1,10 +1,13 @@
-"""Write the reference pages that are made from the code: settings, REST API, errors."""
+"""Write the pages that are made from the code: settings, REST API, errors, command line."""
 
 from pathlib import Path
+
+import click
 
 from superduper import errors
 from superduper.commands import PLURALS, all_commands
 from superduper.settings import SETTINGS
+from superduper_server.cli_root import superduper
 
 DOCS = Path(__file__).parent.parent / "docs"
 MADE = "<!-- Made by scripts/docs from the code: change it there. -->"
@@ -12,7 +15,9 @@ MADE = "<!-- Made by scripts/docs from the code: change it there. -->"
 
 def settings_page() -> str:
     """The table of settings."""
-    rows = [f"| `{r.variable}` | {f'`{r.default}`' if r.default else ''} | {r.help} |" for r in SETTINGS]
+    rows = [
+        f"| `{r.variable}` | {f'`{r.default}`' if r.default else ''} | {r.help} |" for r in SETTINGS
+    ]
     return "\n".join(
         [
             "# Settings",
@@ -81,12 +86,38 @@ def errors_page() -> str:
     )
 
 
+def cli_page() -> str:
+    """What each command says of itself."""
+    blocks = [_help(superduper, "superduper", None)]
+    root = click.Context(superduper, info_name="superduper")
+    for name, command in sorted(superduper.commands.items()):
+        blocks += _helps(command, name, root)
+    return "\n".join(["# Command line", "", MADE, "", *blocks])
+
+
+def _helps(command: click.Command, name: str, parent: click.Context) -> list[str]:
+    context = click.Context(command, info_name=name, parent=parent)
+    found = [_help(command, context.command_path, parent)]
+    if isinstance(command, click.Group):
+        for inner, each in sorted(command.commands.items()):
+            found += _helps(each, inner, context)
+    return found
+
+
+def _help(command: click.Command, path: str, parent: click.Context | None) -> str:
+    context = click.Context(
+        command, info_name=path.rsplit(" ", 1)[-1], parent=parent, max_content_width=96
+    )
+    return f"## `{path}`\n\n```text\n{command.get_help(context).rstrip()}\n```\n"
+
+
 def pages() -> dict[Path, str]:
     """Every page that is made from the code."""
     return {
         DOCS / "settings.md": settings_page(),
         DOCS / "rest.md": rest_page(),
         DOCS / "errors.md": errors_page(),
+        DOCS / "cli.md": cli_page(),
     }
 
 
