@@ -106,7 +106,7 @@ def _helps(command: click.Command, name: str, parent: click.Context) -> list[str
 
 def _help(command: click.Command, path: str, parent: click.Context | None) -> str:
     context = click.Context(
-        command, info_name=path.rsplit(" ", 1)[-1], parent=parent, max_content_width=96
+        command, info_name=path.rsplit(" ", 1)[-1], parent=parent, terminal_width=96
     )
     return f"## `{path}`\n\n```text\n{command.get_help(context).rstrip()}\n```\n"
 
