@@ -45,7 +45,11 @@ class Client:
         self.address = address
         self._attachment = attachment
         self._mongo = connect_mongo(address)
-        require_replica_set(self._mongo)
+        try:
+            require_replica_set(self._mongo)
+        except BaseException:
+            self._mongo.close()
+            raise
         self._transports: dict[str, LocalTransport] = {}
         atexit.register(self.close)
 

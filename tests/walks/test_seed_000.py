@@ -10,9 +10,9 @@ import nbformat
 import pexpect
 import pytest
 
-import seed_000
-from programs import Program, environment, processes_of, survivors
 from superduper.store.embedded import attach
+from tests.walks import seed_000
+from tests.walks.programs import Program, environment, processes_of, survivors
 
 
 def check_story(output: str) -> None:

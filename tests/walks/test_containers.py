@@ -1,0 +1,107 @@
+"""Dockerfile and docker-compose.yml agree with the command line and the package."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+
+from superduper_server.cli_root import superduper
+
+ROOT = Path(__file__).parent.parent.parent
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+CONSTRAINTS = dict(
+    line.split("==")
+    for line in (ROOT / "constraints.txt").read_text().splitlines()
+    if not line.startswith("#")
+)
+
+
+def parse(arguments: list[str]) -> click.Context:
+    """Parse a command line without running it; raises click's error if it is none."""
+    root = click.Context(superduper)
+    name, command, rest = superduper.resolve_command(root, list(arguments))
+    assert command is not None
+    return command.make_context(name, rest, parent=root)
+
+
+def normal(name: str) -> str:
+    """A distribution's name as package indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_the_compose_file_is_valid() -> None:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run(
+        [*command, str(ROOT / "docker-compose.yml")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_every_service_is_looked_after() -> None:
+    assert set(COMPOSE["services"]) == {"mongo", "server", "worker"}
+    for name, service in COMPOSE["services"].items():
+        assert service["healthcheck"]["test"], name
+        assert service["restart"] == "unless-stopped", name
+        assert "mongo_password" in service["secrets"], name
+        for volume in service["volumes"]:
+            assert volume.split(":")[0] in COMPOSE["volumes"], name
+    assert "file" in COMPOSE["secrets"]["mongo_password"]
+
+
+@pytest.mark.parametrize("name", ["server", "worker"])
+def test_the_commands_are_ours(name: str) -> None:
+    service = COMPOSE["services"][name]
+    assert service["build"] == "."
+    parse(service["command"])
+    *_, start, zeroth = service["entrypoint"]
+    assert zeroth == "superduper" and 'exec superduper "$$@"' in start
+    check = service["healthcheck"]["test"]
+    if check[:2] == ["CMD", "superduper"]:
+        parse(check[2:])
+
+
+def test_the_server_listens_where_it_is_asked_and_says_so() -> None:
+    service = COMPOSE["services"]["server"]
+    options = parse(service["command"]).params
+    assert (options["host"], options["insecure_bind"]) == ("0.0.0.0", True)
+    assert not options["insecure"]
+    (published,) = service["ports"]
+    assert published == f"127.0.0.1:{options['port']}:{options['port']}"
+    assert re.search(r"^EXPOSE 8000$", DOCKERFILE, re.M)
+    assert f"127.0.0.1:{options['port']}/readyz" in service["healthcheck"]["test"][-1]
+
+
+def test_the_image_installs_what_the_package_offers() -> None:
+    (extras,) = re.findall(r'"\.\[(.*?)\]"', DOCKERFILE)
+    assert set(extras.split(",")) <= set(PROJECT["optional-dependencies"])
+    assert "server" in extras.split(",")
+    (torch,) = re.findall(r"torch==(\S+)", DOCKERFILE)
+    assert torch == CONSTRAINTS["torch"]
+    for copied in re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.M):
+        for source in copied.split():
+            assert (ROOT / source).exists(), source
+    packages = ["superduper", "client", "server"]
+    assert all(f"COPY {name} {name}" in DOCKERFILE for name in packages)
+
+
+def test_the_image_runs_as_nobody_special() -> None:
+    users = re.findall(r"^USER (\S+)$", DOCKERFILE, re.M)
+    assert users == ["10001"] and "--uid 10001" in DOCKERFILE
+    home = COMPOSE["services"]["server"]["volumes"][0].split(":")[1]
+    assert f"mkdir -p {home} " in DOCKERFILE
+    (entrypoint,) = re.findall(r'^ENTRYPOINT \["(.*)"\]$', DOCKERFILE, re.M)
+    assert entrypoint in PROJECT["scripts"]
+
+
+def test_every_dependency_has_a_tested_version() -> None:
+    wanted = [*PROJECT["dependencies"], *sum(PROJECT["optional-dependencies"].values(), [])]
+    names = {normal(re.split(r"[^\w.-]", text)[0]) for text in wanted} - {normal(PROJECT["name"])}
+    assert names - set(map(normal, CONSTRAINTS)) == set()
