@@ -152,14 +152,17 @@ def key() -> None:
     """Keys that sign what is registered."""
 
 
-@key.command("create")
-@click.option(
+_purpose_option = click.option(
     "--purpose",
     type=click.Choice(["code", "weights"]),
     default="code",
     show_default=True,
     help="code signs whatever is registered; weights only what a worker trains.",
 )
+
+
+@key.command("create")
+@_purpose_option
 @json_option
 def key_create(purpose: str, as_json: bool) -> None:
     """Make a signing key for this machine; its public half goes to the machines that load.
@@ -169,9 +172,44 @@ def key_create(purpose: str, as_json: bool) -> None:
     """
     from superduper.store.signing import Keyring
 
-    id = Keyring.open().create(purpose)  # type: ignore[arg-type]
-    folder = settings.home() / "keys"
-    made = {"key": id, "purpose": purpose, "public": f"{folder / id}.pub"}
+    _print_key(Keyring.open().create(purpose), purpose, as_json)  # type: ignore[arg-type]
+
+
+@key.command("rotate")
+@_purpose_option
+@json_option
+def key_rotate(purpose: str, as_json: bool) -> None:
+    """Make a key that signs from now on in the place of the earlier ones.
+
+    What those signed stays good; their private halves are removed. Copy the new public half to
+    the machines that load.
+
+    \b
+    superduper key rotate
+    """
+    from superduper.store.rotation import rotate
+
+    _print_key(rotate(settings.home(), purpose), purpose, as_json)  # type: ignore[arg-type]
+
+
+@key.command("revoke")
+@click.argument("id")
+@json_option
+def key_revoke(id: str, as_json: bool) -> None:
+    """Trust the key with this ID no more, on this machine.
+
+    What it signed is refused from now on: register it again. The files are moved to keys/revoked.
+
+    \b
+    superduper key revoke 0123456789abcdef
+    """
+    from superduper.store.rotation import revoke
+
+    print_record({"key": id, "moved_to": str(revoke(settings.home(), id))}, as_json=as_json)
+
+
+def _print_key(id: str, purpose: str, as_json: bool) -> None:
+    made = {"key": id, "purpose": purpose, "public": f"{settings.home() / 'keys' / id}.pub"}
     print_record(made, as_json=as_json)
 
 
@@ -227,14 +265,28 @@ def _servers() -> list[dict[str, Any]]:
 
 
 def _home() -> str:
-    """The folder of the keys and how many there are; nothing is made by looking."""
+    """The folder of the keys and what they may do; nothing is made by looking."""
     folder = Path(settings.get("HOME")).expanduser()
     if not folder.is_dir():
         return f"{folder} (not there yet)"
     mode = folder.stat().st_mode & 0o777
-    keys = sum(1 for path in (folder / "keys").glob("*") if path.is_file())
     warning = "" if mode & 0o077 == 0 else ": others can read it, run chmod 0700 on it"
-    return f"{folder} (mode {mode:04o}{warning}), {keys} files in keys"
+    return f"{folder} (mode {mode:04o}{warning}), {_keys(folder / 'keys')}"
+
+
+def _keys(folder: Path) -> str:
+    from superduper.store.signing import Keyring
+
+    if not folder.is_dir():
+        return "no keys yet"
+    try:
+        trusted = Keyring(folder).public_keys()
+    except SuperduperError as error:
+        return error.message
+    signing = [
+        f"{id} ({key['purpose']})" for id, key in trusted.items() if (folder / f"{id}.key").exists()
+    ]
+    return f"keys: {len(trusted)} trusted, signing with {', '.join(signing) or 'none'}"
 
 
 def _settings() -> list[dict[str, Any]]:

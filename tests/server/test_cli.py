@@ -62,7 +62,8 @@ def docs(database: Database[Any]) -> Iterator[Collection]:
 def test_the_commands_there_are() -> None:
     assert {name.removeprefix("superduper ") for name in COMMANDS} == {
         *("up", "serve", "work", "store", "demo", "status", "imputations", "failures"),
-        *("highscores", "jobs", "predict", "key create", "doctor"),
+        *("highscores", "jobs", "predict", "doctor"),
+        *("key create", "key rotate", "key revoke"),
         *("token create", "token list", "token revoke"),
     }
 
@@ -260,6 +261,21 @@ def test_keys(tmp_path: Path, invoke: Invoke) -> None:
     assert Path(made["public"]).is_file()
     private = Path(made["public"]).with_suffix(".key")
     assert stat.S_IMODE(private.stat().st_mode) == 0o600
+
+
+def test_a_key_is_rotated_and_revoked(tmp_path: Path, invoke: Invoke) -> None:
+    env = {"SUPERDUPER_HOME": str(tmp_path)}
+    first = json.loads(invoke("key", "create", "--json", env=env).stdout)["key"]
+    second = json.loads(invoke("key", "rotate", "--json", env=env).stdout)["key"]
+    assert f"keys: 2 trusted, signing with {second} (code)" in invoke("doctor", env=env).stdout
+    moved = json.loads(invoke("key", "revoke", first, "--json", env=env).stdout)["moved_to"]
+    assert Path(moved, f"{first}.pub").is_file()
+    assert f"keys: 1 trusted, signing with {second}" in invoke("doctor", env=env).stdout
+    again = invoke("key", "revoke", first, env=env)
+    assert again.exit_code == 1
+    assert second in again.stderr
+    (tmp_path / "keys").chmod(0o777)
+    assert "chmod 700" in invoke("doctor", env=env).stdout
 
 
 class TestOverHttp:
