@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-_OURS = {"superduper", "superduper_client", "superduper_server"}
+# Ours and what reads pickles: every worker has them.
+_OURS = {"superduper", "superduper_client", "superduper_server", "dill", "cloudpickle"}
 _NOWHERE = {"builtins", "__builtin__", "__main__", "__runtime__"}
 # How dill and cloudpickle put a module itself into a pickle: by a call with its name.
 _IMPORTERS = {
@@ -58,9 +59,15 @@ def _is_local(module: ModuleType, top: str) -> bool:
 def _is_installed(top: str, folder: Path) -> bool:
     """Whether what lies in a folder can be imported under its own name by every process."""
     installed = _installed_folders()
-    if folder in installed or folder.resolve() in installed:
+    if folder in installed or folder.resolve() in installed or _was_installed_into(folder):
         return True
     return any(folder in (place.parent, place.parent.resolve()) for place in _editable(top))
+
+
+@functools.cache
+def _was_installed_into(folder: Path) -> bool:
+    """Whether pip put something there, as with `--target`: no place for the user's own modules."""
+    return next(folder.glob("*.dist-info"), None) is not None
 
 
 @functools.cache
@@ -130,4 +137,4 @@ def needed(code: bytes) -> tuple[str, ...]:
     What is local is not among them where the pickle brings it along by value.
     """
     tops = {name.partition(".")[0] for name in referenced(code)}
-    return tuple(sorted(tops - set(sys.stdlib_module_names) - _NOWHERE - _OURS))
+    return tuple(sorted(tops - set(sys.stdlib_module_names) - _NOWHERE))
