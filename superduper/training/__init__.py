@@ -7,20 +7,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from superduper.training.batch_results import merge_add_level, zip_dicts
     from superduper.training.checkpoints import Checkpointing, Checkpoints
+    from superduper.training.configs import make_config
     from superduper.training.engine import Engine, Plan, Stage
     from superduper.training.graph import Graph, Node
+    from superduper.training.hashes import data_hash, file_hash, model_hash
+    from superduper.training.multiple_optimizers import MultipleOptimizers
     from superduper.training.objective import Objective, Term
     from superduper.training.optimizers import optimizer_of
-    from superduper.training.policies import (
-        BestWeights,
-        EarlyStopping,
-        NaNStop,
-        Patience,
-        Policy,
-        StopRun,
-    )
+    from superduper.training.policies import BestWeights, EarlyStopping, NaNStop, Patience, Policy, StopRun
+    from superduper.training.run_folder import load_epoch
+    from superduper.training.scores import highscores
     from superduper.training.sources import IndexSource, tensor_source
+    from superduper.training.splits import train_validate_test_split
+    from superduper.training.trainer import Trainer
 
 _HOMES = {
     "BestWeights": "policies",
@@ -30,6 +31,7 @@ _HOMES = {
     "Engine": "engine",
     "Graph": "graph",
     "IndexSource": "sources",
+    "MultipleOptimizers": "multiple_optimizers",
     "NaNStop": "policies",
     "Node": "graph",
     "Objective": "objective",
@@ -39,8 +41,18 @@ _HOMES = {
     "Stage": "engine",
     "StopRun": "policies",
     "Term": "objective",
+    "Trainer": "trainer",
+    "data_hash": "hashes",
+    "file_hash": "hashes",
+    "highscores": "scores",
+    "load_epoch": "run_folder",
+    "make_config": "configs",
+    "merge_add_level": "batch_results",
+    "model_hash": "hashes",
     "optimizer_of": "optimizers",
     "tensor_source": "sources",
+    "train_validate_test_split": "splits",
+    "zip_dicts": "batch_results",
 }
 
 __all__ = [
@@ -51,6 +63,7 @@ __all__ = [
     "Engine",
     "Graph",
     "IndexSource",
+    "MultipleOptimizers",
     "NaNStop",
     "Node",
     "Objective",
@@ -60,8 +73,18 @@ __all__ = [
     "Stage",
     "StopRun",
     "Term",
+    "Trainer",
+    "data_hash",
+    "file_hash",
+    "highscores",
+    "load_epoch",
+    "make_config",
+    "merge_add_level",
+    "model_hash",
     "optimizer_of",
     "tensor_source",
+    "train_validate_test_split",
+    "zip_dicts",
 ]
 
 

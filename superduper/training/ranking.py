@@ -10,6 +10,11 @@ def prefers_high(metric: Any) -> bool:
     return getattr(metric, "higher_is_better", True) is not False
 
 
+def is_cost(name: str) -> bool:
+    """Whether less is better of what has this name, where nothing else says so."""
+    return name.lower().endswith(("loss", "error", "mse", "mae", "rmse"))
+
+
 def is_better(value: float, than: float | None, higher_is_better: bool) -> bool:
     """Whether a value beats another; anything beats none, and nothing that is not a number wins."""
     if math.isnan(value):

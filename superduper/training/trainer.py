@@ -1,0 +1,260 @@
+"""`Trainer(train_loader, validate_loader, model, optimizer, config).train()`.
+
+A subclass says what a step does and what an epoch comes to; the engine does the rest: the loop,
+checkpoints, going on after a stop. Everything about a run is kept in one folder, `model_dir`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from superduper.errors import InvalidInput
+from superduper.training.batch_results import (
+    Results,
+    mean_over,
+    merge_add_level,
+    zip_dicts,
+)
+from superduper.training.checkpoints import Checkpointing, Checkpoints
+from superduper.training.configs import DEFAULTS, check_config, make_config, merged
+from superduper.training.engine import Engine, Plan, Stage, evaluate
+from superduper.training.graph import Graph, Node
+from superduper.training.interrupts import SaveOnInterrupt
+from superduper.training.loaders import LoaderSource
+from superduper.training.multiple_optimizers import MultipleOptimizers
+from superduper.training.policies import NaNStop, Policy
+from superduper.training.run_folder import RunFolder
+from superduper.training.run_record import RunRecord, describe_data
+from superduper.training.trainer_objective import BatchObjective
+from superduper.training.trainer_records import (
+    EpochWeights,
+    FirstCheckpoint,
+    RunRecords,
+    Schedulers,
+)
+
+
+class Trainer:
+    """Trains a model on one loader and measures it on another.
+
+    The model returns a distribution (`torch.distributions`) of the labels; a subclass that trains
+    in another way overrides `train_batch` and `evaluate_batch`. `parent` is a run's folder or a
+    file of weights to begin with; `test_loader` is measured once training has ended.
+    """
+
+    def __init__(
+        self,
+        train_loader: Any,
+        validate_loader: Any,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer | MultipleOptimizers,
+        config: Mapping[str, Any] | None = None,
+        *,
+        test_loader: Any = None,
+        policies: Sequence[Policy] = (),
+        schedulers: Sequence[Any] = (),
+        parent: Any = None,
+    ) -> None:
+        self.train_loader = train_loader
+        self.validate_loader = validate_loader
+        self.test_loader = test_loader
+        self.model = model
+        self.optimizer = optimizer
+        self.policies = tuple(policies)
+        self.schedulers = tuple(schedulers)
+        self.parent = parent
+        given = merged(DEFAULTS, config or {})
+        self.folder = RunFolder(given["model_dir"])
+        if given.get("seed") is None:
+            given["seed"] = (self.folder.read("config.json") or {}).get("seed")
+        self.config = make_config(given)
+        check_config(self.config)
+        _check_optimizers(self.model, self._optimizers())
+        self._objective = BatchObjective(self.train_batch, self.evaluate_batch)
+        self._records = RunRecords(
+            self.folder, self._objective, self.summarize_epoch, self.config["log_interval"]
+        )
+
+    # What a subclass may override.
+
+    def train_batch(self, *batch: Any) -> Mapping[str, Any]:
+        """A step of training on a batch; answers sums over the batch."""
+        log_prob = self._log_prob(*batch)
+        loss = -log_prob.mean()
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return {"log_prob": log_prob.sum()}
+
+    def evaluate_batch(self, *batch: Any) -> Mapping[str, Any]:
+        """What a batch measures, as sums over the batch; called without gradients."""
+        return {"log_prob": self._log_prob(*batch).sum()}
+
+    def summarize_epoch(
+        self, train_results: list[Results], validate_results: list[Results], epoch: int
+    ) -> Mapping[str, Any]:
+        """Sum an epoch up from what its steps returned; the answer is printed and kept.
+
+        Epochs count from 1. Where several values are printed for a key, they are in a dict:
+        `{"log_prob": {"train": -1.2, "validate": -1.3}}`.
+        """
+        summary = merge_add_level(
+            train=mean_over(train_results, self._objective.train_n),
+            validate=mean_over(validate_results, self._objective.validate_n),
+        )
+        self.add_tb_scalars(summary, epoch)
+        return summary
+
+    # What a subclass may use.
+
+    zip_dicts = staticmethod(zip_dicts)
+    merge_add_level = staticmethod(merge_add_level)
+
+    def add_tb_scalars(self, results: Mapping[str, Any], epoch: int) -> None:
+        """Write `{metric: {"train": value, "validate": value}}` for TensorBoard, in one chart."""
+        levels: dict[str, dict[str, float]] = {}
+        for metric, values in results.items():
+            grouped = values if isinstance(values, Mapping) else {"epochs": values}
+            for level, value in grouped.items():
+                levels.setdefault(level, {})[metric] = float(value)
+        for level, scalars in levels.items():
+            self._records.tensorboard.add(level, scalars, epoch)
+
+    # The run.
+
+    def train(self) -> dict[str, Any]:
+        """Train until all epochs are done; in the folder of an earlier run, go on with that one.
+
+        Answers the run's record, which is also in `run.json`.
+        Raises InvalidInput if the folder holds another run: other settings, model or data. Nothing
+        in it is removed then.
+        """
+        record = RunRecord(self.folder, self.config)
+        with record.locked():
+            checkpoints = Checkpoints(self.folder.checkpoints)
+            interrupts = SaveOnInterrupt(checkpoints)
+            engine = Engine(self._plan(), self._run_policies(checkpoints, interrupts))
+            record.begin(self.model, self._data(), self.parent)
+            state = checkpoints.latest()
+            if state is not None:
+                self._go_on(engine, state)
+            with self._recorded(record), interrupts:
+                engine.run()
+                test = None if self.test_loader is None else self.test()
+            record.finish(self.model, engine.reason, self._records.history, test)
+        return record.content
+
+    def test(self, loader: Any = None) -> dict[str, float]:
+        """What `evaluate_batch` measures on the test loader, per record."""
+        stage = self._plan().stages[0]
+        self._objective.begin_validation()
+        source = LoaderSource(loader or self.test_loader, self.config["seed"], "test")
+        return evaluate(stage, source)
+
+    def _go_on(self, engine: Engine, state: Mapping[str, Any]) -> None:
+        try:
+            engine.load_state_dict(state)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise InvalidInput(
+                f"the checkpoint in {self.folder.path} is of another optimizer, or of other "
+                f"policies: {error}"
+            ) from error
+
+    @contextmanager
+    def _recorded(self, record: RunRecord) -> Iterator[None]:
+        """Keep how a run ended that did not end well."""
+        try:
+            yield
+        except BaseException as error:
+            record.fail(error, self._records.history)
+            raise
+        finally:
+            self._records.close()
+
+    def _plan(self) -> Plan:
+        seed = self.config["seed"]
+        validation = None
+        if self.validate_loader is not None:
+            validation = LoaderSource(self.validate_loader, seed, "validate")
+        stage = Stage(
+            graph=Graph([Node("model", self.model, (), ())]),
+            objective=self._objective,
+            source=LoaderSource(self.train_loader, seed, "train"),
+            optimizers=self._optimizers(),
+            validation=validation,
+            max_epochs=self.config["n_epochs"],
+            validate_first=False,
+        )
+        return Plan([stage], seed)
+
+    def _run_policies(self, checkpoints: Checkpoints, interrupts: Policy) -> list[Policy]:
+        """In the order that matters: first look, then record, then save, then leave."""
+        config = self.config
+        nan_stop = NaNStop(lambda index: f"batch {int(index[0])} of the epoch")
+        return [
+            *([nan_stop] if config["nan_stop"] else []),
+            self._records,
+            *self.policies,
+            Schedulers(self.schedulers),
+            EpochWeights(self.folder, self.model, config["save_interval"], config["n_epochs"]),
+            FirstCheckpoint(checkpoints),
+            Checkpointing(checkpoints, config["checkpoint_interval"]),
+            interrupts,
+        ]
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        if isinstance(self.optimizer, MultipleOptimizers):
+            return dict(self.optimizer.optimizers)
+        return {"optimizer": self.optimizer}
+
+    def _data(self) -> dict[str, dict[str, Any]]:
+        """Number of records and hash of each part of the data."""
+        loaders = {
+            "train": self.train_loader,
+            "validate": self.validate_loader,
+            "test": self.test_loader,
+        }
+        return {
+            name: describe_data(loader, name, self.config["hash_data"])
+            for name, loader in loaders.items()
+            if loader is not None
+        }
+
+    def _log_prob(self, *batch: Any) -> torch.Tensor:
+        *features, labels = batch
+        if not features:
+            raise InvalidInput(
+                "the loader's batches have one part: override train_batch and evaluate_batch, or "
+                "give batches of features and labels"
+            )
+        predicted = self.model(*features)
+        if not hasattr(predicted, "log_prob"):
+            raise InvalidInput(
+                f"{type(self.model).__name__} returned a {type(predicted).__name__}: return a "
+                "torch.distributions distribution, or override train_batch and evaluate_batch"
+            )
+        log_prob: torch.Tensor = predicted.log_prob(labels)
+        return log_prob
+
+
+def _check_optimizers(
+    model: torch.nn.Module, optimizers: Mapping[str, torch.optim.Optimizer]
+) -> None:
+    """Raise InvalidInput if there is nothing to train, or what is trained is not the model's."""
+    mine = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    if not mine:
+        raise InvalidInput(f"{type(model).__name__} has no parameters to train")
+    for name, optimizer in optimizers.items():
+        others = sum(
+            id(parameter) not in mine
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.requires_grad
+        )
+        if others:
+            raise InvalidInput(
+                f"{name} has {others} parameters that are not the model's: an optimizer of another "
+                "model? What is trained beside the model has to be a part of it"
+            )

@@ -1,0 +1,92 @@
+"""A trainer's own step functions as an objective of the engine's."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from superduper.training.batch_results import Results, detached
+from superduper.training.graph import Frame, Graph
+from superduper.training.loaders import moved
+from superduper.training.objective import Objective, StepResult
+
+StepFunction = Callable[..., Any]
+
+
+class BatchObjective(Objective):
+    """Steps are `train_batch(*batch)` and `evaluate_batch(*batch)`, which return batch sums.
+
+    The sums of the epoch are kept, without their autograd history, for its summary.
+    """
+
+    def __init__(self, train_batch: StepFunction, evaluate_batch: StepFunction) -> None:
+        super().__init__(())
+        self._train_batch = train_batch
+        self._evaluate_batch = evaluate_batch
+        self.train_results: list[Results] = []
+        self.validate_results: list[Results] = []
+        self.train_n = 0
+        self.validate_n = 0
+
+    def begin_training(self) -> None:
+        """Forget the training results of the epoch before."""
+        self.train_results, self.train_n = [], 0
+
+    def begin_validation(self) -> None:
+        """Forget the validation results of the epoch before."""
+        self.validate_results, self.validate_n = [], 0
+
+    def step(
+        self, graph: Graph, frame: Frame, n: int, optimizers: Mapping[str, torch.optim.Optimizer]
+    ) -> StepResult:
+        """One step of training, as the trainer has it."""
+        with _mutable_graph(len(optimizers) > 1):
+            returned = self._train_batch(*_on_device(graph, frame))
+        results = detached(returned, "train_batch")
+        self.train_results.append(results)
+        self.train_n += n
+        return StepResult(_means(results, n), frame, n)
+
+    def evaluate(self, graph: Graph, frame: Frame, n: int) -> StepResult:
+        """The results of a batch, without training on it."""
+        results = detached(self._evaluate_batch(*_on_device(graph, frame)), "evaluate_batch")
+        self.validate_results.append(results)
+        self.validate_n += n
+        return StepResult(_means(results, n), frame, n)
+
+    def summary(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Every sum, per record."""
+        return dict(means)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The training results of the epoch that is being trained."""
+        return {"results": list(self.train_results), "n": self.train_n}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self.train_results, self.train_n = list(state["results"]), state["n"]
+
+
+def _mutable_graph(several: bool) -> contextlib.AbstractContextManager[Any]:
+    """Let one optimizer step before another's loss has gone backward through the same weights.
+
+    torch otherwise refuses that second backward; here it sees the weights as they were forward.
+    """
+    if several:
+        return torch.autograd.graph.allow_mutation_on_saved_tensors()
+    return contextlib.nullcontext()
+
+
+def _on_device(graph: Graph, frame: Frame) -> tuple[Any, ...]:
+    device = next(graph.parameters()).device
+    batch: tuple[Any, ...] = frame["batch"]
+    # A loader's batches are in main memory, mostly where the model is.
+    return batch if device.type == "cpu" else moved(batch, device)
+
+
+def _means(results: Results, n: int) -> dict[str, torch.Tensor]:
+    return {
+        key: (value if isinstance(value, torch.Tensor) else torch.tensor(value)) / n
+        for key, value in results.items()
+    }
