@@ -13,48 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, TensorDataset
+from trained import Classifier, config, data, parts
 
 from superduper import training as model_suite
 from superduper.errors import InUse, InvalidInput, UserCodeError
 from superduper.training.event_file import read_scalars
 from superduper.training.hashes import model_hash
 from superduper.training.policies import Policy, StopRun
-
-
-class Classifier(torch.nn.Module):
-    """Answers a distribution over two classes."""
-
-    def __init__(self, dropout: float = 0.0, width: int = 8) -> None:
-        super().__init__()
-        self.layers = torch.nn.Sequential(
-            torch.nn.Linear(4, width),
-            torch.nn.ReLU(),
-            torch.nn.Dropout(dropout),
-            torch.nn.Linear(width, 2),
-        )
-
-    def forward(self, features: torch.Tensor) -> torch.distributions.Distribution:
-        return torch.distributions.Categorical(logits=self.layers(features), validate_args=False)
-
-
-def data(n: int = 70, seed: int = 0) -> TensorDataset:
-    features = torch.randn(n, 4, generator=torch.Generator().manual_seed(seed))
-    return TensorDataset(features, (features.sum(1) > 0).long())
-
-
-def parts(dropout: float = 0.0, n: int = 70, workers: int = 0, **optimizer: Any) -> dict[str, Any]:
-    torch.manual_seed(1)
-    model = Classifier(dropout)
-    return {
-        "train_loader": DataLoader(data(n), batch_size=16, shuffle=True, num_workers=workers),
-        "validate_loader": DataLoader(data(30, 9), batch_size=16),
-        "model": model,
-        "optimizer": torch.optim.Adam(model.parameters(), lr=0.01, **optimizer),
-    }
-
-
-def config(folder: Path, **more: Any) -> dict[str, Any]:
-    return {"model_dir": str(folder / "run"), "seed": 5, "n_epochs": 3, **more}
 
 
 def rows(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -283,7 +248,8 @@ KILLED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_trainer import config, parts, model_suite
+from trained import config, parts
+from superduper import training as model_suite
 from superduper.training.policies import Policy
 import os, signal
 class Kill(Policy):
