@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 
-from superduper.errors import InvalidInput
+from superduper.errors import InvalidInput, NotReady
 from superduper.training.policies import Policy
 
 logger = logging.getLogger(__name__)
@@ -34,13 +34,23 @@ class Checkpoints:
         self.folder = folder
         self.keep = keep
 
-    def save(self, step: int, state: Mapping[str, Any]) -> Path:
-        """Write a checkpoint; when this returns, it is on the disk.
+    def save(self, step: int, state: Mapping[str, Any], *, lasting: bool = False) -> Path:
+        """Write a checkpoint; when this returns, it is on the disk. A lasting one is never removed.
 
-        If it fails, for want of space say, the earlier ones are as they were.
+        Raises NotReady if it fails, for want of space say; the earlier ones are as they were.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         unfinished = self.folder / f".{PREFIX}{step}"
+        try:
+            return self._save(unfinished, step, state, lasting)
+        except OSError as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise NotReady(
+                f"the checkpoint of step {step} could not be saved in {self.folder}: {error}; the "
+                "one before it is whole: make room and train again to go on from there"
+            ) from error
+
+    def _save(self, unfinished: Path, step: int, state: Mapping[str, Any], lasting: bool) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
         tensors: dict[str, torch.Tensor] = {}
@@ -49,14 +59,16 @@ class Checkpoints:
         for name, data in zip(PARTS, (plain, save(tensors)), strict=True):
             _write(unfinished / name, data)
             hashes[name] = sha256(data).hexdigest()
-        _write(unfinished / "manifest.json", json.dumps({"step": step, "sha256": hashes}).encode())
+        manifest = {"step": step, "sha256": hashes, "lasting": lasting}
+        _write(unfinished / "manifest.json", json.dumps(manifest).encode())
         _flush(unfinished)
         final = self.folder / f"{PREFIX}{step}"
         shutil.rmtree(final, ignore_errors=True)
         unfinished.rename(final)
         _flush(self.folder)
         for path in self._all()[self.keep :]:
-            shutil.rmtree(path)
+            if not _is_lasting(path):
+                shutil.rmtree(path)
         return final
 
     def latest(self) -> dict[str, Any] | None:
@@ -74,20 +86,38 @@ class Checkpoints:
 
 
 class Checkpointing(Policy):
-    """Saves a checkpoint after every epoch and, where `every_steps` is given, within them."""
+    """Saves a checkpoint after every epoch and, where `every_steps` is given, within them.
 
-    def __init__(self, checkpoints: Checkpoints, every_steps: int | None = None) -> None:
+    Those of every `lasting_epochs`-th epoch are kept for good.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        every_steps: int | None = None,
+        lasting_epochs: int | None = None,
+    ) -> None:
         self.checkpoints = checkpoints
         self.every_steps = every_steps or math.inf
+        self.lasting_epochs = lasting_epochs or math.inf
 
     def step_finished(self, engine: Any, step: int) -> None:
         """Save, if it is time."""
         if step % self.every_steps == 0:
             self.checkpoints.save(step, engine.state_dict())
 
-    def epoch_finished(self, engine: Any, step: int) -> None:
+    def epoch_finished(self, engine: Any, epoch: int, step: int) -> None:
         """Save."""
-        self.checkpoints.save(step, engine.state_dict())
+        lasting = epoch % self.lasting_epochs == 0
+        self.checkpoints.save(step, engine.state_dict(), lasting=lasting)
+
+
+def _is_lasting(path: Path) -> bool:
+    """Whether a checkpoint is kept for good; a damaged one is not."""
+    try:
+        return bool(json.loads((path / "manifest.json").read_bytes()).get("lasting"))
+    except (OSError, ValueError):
+        return False
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class StopRun(Exception):
 
 
 class EarlyStopping(StopRun):
-    """Raised by a user's policy to end the run in order: the class, or an instance with a reason."""
+    """Raised by a user's policy to end the run in order: the class, or one with a reason."""
 
 
 class Policy:
@@ -88,7 +88,7 @@ def handlers_of(policies: Sequence[Policy], event: str) -> list[Callable[..., No
     return [
         _taking_what_it_names(getattr(policy, event))
         for policy in policies
-        if getattr(type(policy), event) is not getattr(Policy, event)
+        if getattr(type(policy), event, None) is not getattr(Policy, event, None)
     ]
 
 

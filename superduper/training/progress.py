@@ -1,0 +1,102 @@
+"""Policies for the one who waits: a progress bar, and where the time goes."""
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from superduper.training.policies import Policy
+
+if TYPE_CHECKING:
+    from superduper.training.engine import Engine
+
+
+class TQDM(Policy):
+    """A progress bar for each epoch, with the last loss if `loss`; none where nobody looks."""
+
+    def __init__(self, loss: bool = True) -> None:
+        self.loss = loss
+        self._bar: Any = None
+
+    def epoch_started(self, engine: "Engine", epoch: int) -> None:
+        """Begin the epoch's bar."""
+        self._begin(engine, epoch)
+
+    def train_step_finished(self, engine: "Engine", epoch: int, loss: Any) -> None:
+        """Go one step further."""
+        if self._bar is None:  # the training goes on within an epoch
+            self._begin(engine, epoch)
+        if self.loss:
+            self._bar.set_postfix_str(f"loss: {_short(loss)}", refresh=False)
+        self._bar.update()
+
+    def validation_started(self) -> None:
+        """End the bar."""
+        self.close()
+
+    def _begin(self, engine: "Engine", epoch: int) -> None:
+        source = engine.stage.source
+        total = len(source) if hasattr(source, "stream") else None
+        self._bar = tqdm(desc=f"Epoch {epoch}", total=total, unit="step", disable=None)
+
+    def close(self) -> None:
+        """End the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+
+def _short(loss: Any) -> str:
+    if isinstance(loss, dict):
+        return " ".join(f"{name} {_short(value)}" for name, value in loss.items())
+    return f"{loss:.4g}" if isinstance(loss, float) else str(loss)
+
+
+class TimeProfiler(Policy):
+    """Prints where an epoch's time went: batches, steps, validation; in seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock = clock
+        self._reset()
+
+    def _reset(self) -> None:
+        now = self.clock()
+        self._started = self._last = now
+        self._batches = self._steps = 0.0
+        self._n = 0
+
+    def epoch_started(self) -> None:
+        """Start the clocks."""
+        self._reset()
+
+    def train_step_started(self) -> None:
+        """A batch has come."""
+        now = self.clock()
+        self._batches += now - self._last
+        self._last = now
+
+    def train_step_finished(self) -> None:
+        """A step is done."""
+        now = self.clock()
+        self._steps += now - self._last
+        self._last, self._n = now, self._n + 1
+
+    def epoch_finished(self, epoch: int) -> None:
+        """Print the epoch."""
+        now, n = self.clock(), max(self._n, 1)
+        print(
+            f"Epoch {epoch}: {now - self._started:.3f} s; batches {self._batches:.3f} s, "
+            f"steps {self._steps:.3f} s, validation {now - self._last:.3f} s; "
+            f"each of {self._n} steps: batch {self._batches / n:.6f} s, "
+            f"step {self._steps / n:.6f} s",
+            flush=True,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
