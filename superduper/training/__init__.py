@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from superduper.training.batch_results import merge_add_level, zip_dicts
+    from superduper.training.charts import visualize
     from superduper.training.checkpoints import Checkpointing, Checkpoints
     from superduper.training.configs import make_config
     from superduper.training.engine import Engine, Plan, Stage
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
         Switch,
         ValuePolicy,
     )
+    from superduper.training.web_api import web_api
 
 _HOMES = {
     "BestWeights": "policies",
@@ -100,6 +102,8 @@ _HOMES = {
     "tensor_source": "sources",
     "train_model": "train",
     "train_validate_test_split": "splits",
+    "visualize": "charts",
+    "web_api": "web_api",
     "zip_dicts": "batch_results",
 }
 
@@ -153,6 +157,8 @@ __all__ = [
     "tensor_source",
     "train_model",
     "train_validate_test_split",
+    "visualize",
+    "web_api",
     "zip_dicts",
 ]
 

@@ -1,4 +1,4 @@
-"""What the trainer is made of: results, optimizers, configs, hashes, splits, event files, scores."""
+"""Results, optimizers, configs, hashes, splits, event files, scores: what the trainer is made of."""
 
 import copy
 import json
