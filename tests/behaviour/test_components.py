@@ -116,3 +116,16 @@ def test_a_model_that_exits_harms_nobody(docs):
     with pytest.raises(SuperduperError, match="3|died|ended"):
         docs.predict("quitter", "quit")
     assert docs.predict("quitter", "stay") == "stay"
+
+
+def test_a_wrong_number_of_rows_is_told_with_both_numbers(docs):
+    class Half:
+        def predict(self, values):
+            return values[::2]
+
+    docs.create_model("half", Half())
+    with pytest.raises(UserCodeError, match="returned 2 rows for 3 inputs"):
+        docs.predict("half", [1, 2, 3])
+    with pytest.raises(InvalidInput, match="1 rows for 2 inputs"):
+        docs.create_model("half", Half(), sample=1)
+    assert docs.show("model", "half")["latest"] == 1

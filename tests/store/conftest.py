@@ -104,6 +104,18 @@ def store(tmp_path: Path) -> Iterator[StoreFolder]:
 
 
 @pytest.fixture
+def small_disk(store: StoreFolder) -> Iterator[Callable[[], object]]:
+    """Puts the store on a disk of 25 MB; called, it makes that larger."""
+    store.path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=25m", "tmpfs", str(store.path)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("may not mount a small disk")
+    resize = ["mount", "-o", "remount,size=200m", str(store.path)]
+    yield lambda: subprocess.run(resize, check=True)
+    subprocess.run(["umount", "-l", str(store.path)], check=True)
+
+
+@pytest.fixture
 def program(store: StoreFolder) -> Iterator[Callable[..., Program]]:
     """Start other programs that attach to the store."""
     started: list[Program] = []

@@ -190,18 +190,6 @@ def test_nothing_acknowledged_is_lost_when_the_server_is_killed(store, eventuall
         assert set(acknowledged) <= ids(attachment.address)
 
 
-@pytest.fixture
-def small_disk(store):
-    """A store on a disk of 25 MB, which `grow` makes larger."""
-    store.path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=25m", "tmpfs", str(store.path)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("may not mount a small disk")
-    resize = ["mount", "-o", "remount,size=200m", str(store.path)]
-    yield lambda: subprocess.run(resize, check=True)
-    subprocess.run(["umount", "-l", str(store.path)], check=True)
-
-
 def test_a_full_disk_is_named_and_loses_nothing(store, small_disk, eventually):
     acknowledged = set()
     with attach(store.path) as attachment, connect_mongo(attachment.address) as client:
