@@ -143,6 +143,11 @@ class Crew:
                 raise
             self.fall_behind(record, error)
 
+    @property
+    def scanning(self) -> bool:
+        """Whether a scan is under way."""
+        return any(scan.is_alive() for scan in self._scans.values())
+
     def stop_scans(self) -> None:
         """End the scans under way; their places are kept."""
         for scan in self._scans.values():

@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 NAME = "superduper.watchers"
 STREAM_BATCH = 64
+ECHO_BATCH = 1024
+ECHO_PAUSE_SECONDS = 0.1
 WAIT_MS = 500
 POLL_SECONDS = 1.0
 LOOK_SECONDS = 0.4
@@ -167,6 +169,7 @@ class Leading:
         self._looked_at = -math.inf
         self._saved_at = -math.inf
         self._unsaved_ms: int | None = None
+        self._only_echoes = False
 
     def run(self) -> None:
         """Follow the stream until told to stop; raises LostLease if another worker took over."""
@@ -193,12 +196,16 @@ class Leading:
             self._records = [record for record in records if record.filling]
             self.crew.look_after(self._records)
             self._looked_at = time.monotonic()
-        batch = changes.next_batch(STREAM_BATCH, WAIT_MS)
-        for record in self._records if batch else ():
-            self._process(record, batch)
+        size = ECHO_BATCH if self._only_echoes else STREAM_BATCH
+        batch = changes.next_batch(size, WAIT_MS)
+        worked = [self._process(record, batch) for record in self._records if batch]
         if batch:
             self._unsaved_ms = batch[-1].cluster_time_ms
         self._save_if_due(changes, idle=not batch)
+        self._only_echoes = bool(batch) and not any(worked) and self.crew.scanning
+        if self._only_echoes:
+            # A scan's fills come back one by one; fetching them in heaps halves what they cost.
+            self.watch.stop.wait(ECHO_PAUSE_SECONDS)
 
     def _save_if_due(self, changes: Changes, *, idle: bool) -> None:
         """Often enough that little is done again; also when idle, for a place grows old."""
@@ -209,7 +216,8 @@ class Leading:
         elif idle or since > SAVE_SECONDS:
             self._save(changes)
 
-    def _process(self, record: ImputationRecord, batch: Iterable[Change]) -> None:
+    def _process(self, record: ImputationRecord, batch: Iterable[Change]) -> bool:
+        """Have done what these changes call for; False if they call for nothing."""
         ids: dict[bytes, Any] = {}
         touched: dict[bytes, int] = {}
         deleted: list[Any] = []
@@ -221,8 +229,11 @@ class Leading:
                 ids[key] = change.id
                 if touched_by_person(record, change):
                     touched[key] = change.cluster_time_ms
-        if ids or deleted:
-            self.crew.fill(record, list(ids.values()), touched, deleted)
+        wanted = list(ids.values())
+        for start in range(0, max(len(wanted), bool(deleted)), STREAM_BATCH):
+            part = wanted[start : start + STREAM_BATCH]
+            self.crew.fill(record, part, touched, [] if start else deleted)
+        return bool(wanted or deleted)
 
     # The place in the stream -----------------------------------------------------------------
 
