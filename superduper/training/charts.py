@@ -163,6 +163,10 @@ def _dependence(model: torch.nn.Module, features: torch.Tensor, names: Sequence[
         curves = torch.stack([_mean_with(model, features, number, each) for each in values])
         axes.plot(values.numpy(), curves.numpy())
         axes.set_xlabel(names[number])
+    curves_drawn = grid[0][0].get_lines()
+    if len(curves_drawn) > 1:
+        labels = [f"class {number}" for number in range(len(curves_drawn))]
+        figure.legend(curves_drawn, labels, loc="outside upper center", ncols=5)
     return figure
 
 

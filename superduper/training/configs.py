@@ -4,9 +4,11 @@ import copy
 import json
 import random
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 from superduper.errors import InvalidInput
+from superduper.training.run_folder import RunFolder
 
 Config = dict[str, Any]
 
@@ -34,6 +36,8 @@ def make_config(*layers: Mapping[str, Any] | None) -> Config:
     config: Config = {}
     for layer in layers:
         config = merged(config, layer or {})
+    if isinstance(config.get("model_dir"), PurePath):
+        config["model_dir"] = str(config["model_dir"])
     if config.get("seed") is None:
         # Not from the global generator: a seeded program would draw the same one every time.
         config["seed"] = random.SystemRandom().randint(0, _LARGEST_SEED)
@@ -41,6 +45,21 @@ def make_config(*layers: Mapping[str, Any] | None) -> Config:
         return dict(json.loads(json.dumps(config, allow_nan=False)))
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"the config is kept as JSON, and cannot be: {error}") from error
+
+
+def run_config(*layers: Mapping[str, Any] | None) -> Config:
+    """The config of a run: defaults, then layers; the seed of the folder's run if none is given.
+
+    Raises InvalidInput for settings that make no sense.
+    """
+    given: Config = dict(DEFAULTS)
+    for layer in layers:
+        given = merged(given, layer or {})
+    if given.get("seed") is None:
+        given["seed"] = (RunFolder(given["model_dir"]).read("config.json") or {}).get("seed")
+    config = make_config(given)
+    _check(config)
+    return config
 
 
 def merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
@@ -53,8 +72,9 @@ def merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
     return result
 
 
-def check_config(config: Config) -> None:
-    """Raise InvalidInput for settings of the loop that make no sense."""
+def _check(config: Config) -> None:
+    if type(config["model_dir"]) is not str or not config["model_dir"]:
+        raise InvalidInput(f"model_dir is {config['model_dir']!r}: it must be a folder's path")
     for key in ("n_epochs", "save_interval", "log_interval", "checkpoint_interval"):
         value = config[key]
         if value is None and key in ("log_interval", "checkpoint_interval"):

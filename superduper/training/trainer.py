@@ -18,7 +18,7 @@ from superduper.training.batch_results import (
     zip_dicts,
 )
 from superduper.training.checkpoints import Checkpointing, Checkpoints
-from superduper.training.configs import DEFAULTS, check_config, make_config, merged
+from superduper.training.configs import run_config
 from superduper.training.engine import Engine, Plan, Stage, evaluate
 from superduper.training.graph import Graph, Node
 from superduper.training.interrupts import SaveOnInterrupt
@@ -65,12 +65,8 @@ class Trainer:
         self.policies = tuple(policies)
         self.schedulers = tuple(schedulers)
         self.parent = parent
-        given = merged(DEFAULTS, config or {})
-        self.folder = RunFolder(given["model_dir"])
-        if given.get("seed") is None:
-            given["seed"] = (self.folder.read("config.json") or {}).get("seed")
-        self.config = make_config(given)
-        check_config(self.config)
+        self.config = run_config(config)
+        self.folder = RunFolder(self.config["model_dir"])
         _check_optimizers(self.model, self._optimizers())
         self._objective = BatchObjective(self.train_batch, self.evaluate_batch)
         self._records = RunRecords(

@@ -1,4 +1,4 @@
-"""Results, optimizers, configs, hashes, splits, event files, scores: what the trainer is made of."""
+"""The parts of the trainer: results, optimizers, configs, hashes, splits, event files, scores."""
 
 import copy
 import json
