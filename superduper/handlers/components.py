@@ -15,12 +15,12 @@ def register(context: Context, command: commands.RegisterComponent, author: str)
     sealed = Sealed.from_dict(command.sealed)
     draft = context.registry.draft(command.collection, command.kind, command.name, sealed, author)
     known = context.registry.find_same(draft)
-    if known is None:
-        details = try_out(
-            context.registry.payload(draft), command.kind, command.sample, command.has_sample
-        )
-        known = context.registry.commit(draft, details=details)
-    return shown(known)
+    if known is not None and not command.has_sample:
+        return shown(known)
+    details = try_out(
+        context.registry.payload(draft), command.kind, command.sample, command.has_sample
+    )
+    return shown(known or context.registry.commit(draft, details=details))
 
 
 def shown(component: Component) -> dict[str, Any]:
