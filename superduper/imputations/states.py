@@ -8,8 +8,6 @@ from pymongo.database import Database
 from superduper.imputations.imputation import ImputationRecord
 from superduper.imputations.provenance import BASE, as_one_value, input_values
 
-STATES = ("given", "filled", "pending", "withheld", "failed", "without_input")
-
 
 def selection(record: ImputationRecord) -> dict[str, Any]:
     """The filter for documents that have every input and that the imputation's filter admits."""
@@ -29,7 +27,8 @@ def count_states(database: Database[Any], record: ImputationRecord) -> dict[str,
     """The number of documents in each state; they add up to the collection.
 
     `given`: a person's value; `filled`: ours; `pending`: to be filled; `withheld`: the model was
-    not sure enough; `failed`: see the failures; `without_input`: no value and nothing to predict
+    not sure enough; `withdrawn`: taken back when its input changed (`on_input_change="clear"`);
+    `failed`: see the failures; `without_input`: no value and nothing to predict
     it from, or left out by the imputation's filter.
     """
     collection = database[record.collection]
@@ -40,15 +39,16 @@ def count_states(database: Database[Any], record: ImputationRecord) -> dict[str,
     )
     missing = collection.count_documents(_missing(record))
     wanted = collection.count_documents({"$and": [_missing(record), selection(record)]})
-    withheld, failed = (
+    withheld, withdrawn, failed = (
         database["superduper.failures"].count_documents({"imputation": record.id, "state": state})
-        for state in ("withheld", {"$ne": "withheld"})
+        for state in ("withheld", "cleared", {"$nin": ["withheld", "cleared"]})
     )
     return {
         "given": max(0, total - missing - filled),
         "filled": filled,
-        "pending": max(0, wanted - withheld - failed),
+        "pending": max(0, wanted - withheld - withdrawn - failed),
         "withheld": withheld,
+        "withdrawn": withdrawn,
         "failed": failed,
         "without_input": max(0, missing - wanted),
     }
