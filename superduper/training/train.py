@@ -130,10 +130,14 @@ def _measured(validate: Callable[[], Mapping[str, Any]] | None) -> Mapping[str, 
 
 
 def _modules(model: Any) -> dict[str, torch.nn.Module]:
-    """The model, if it is a module itself, or else those that are its attributes."""
+    """The model, if it is a module itself, or else its attributes that are modules with a state."""
     if isinstance(model, torch.nn.Module):
         return {"model": model}
-    return {name: each for name, each in _attributes(model) if isinstance(each, torch.nn.Module)}
+    return {
+        name: each
+        for name, each in _attributes(model)
+        if isinstance(each, torch.nn.Module) and each.state_dict()
+    }
 
 
 def _optimizers(model: Any) -> dict[str, torch.optim.Optimizer]:

@@ -107,7 +107,7 @@ class DecreasingOnPlateau(ValuePolicy):
     """Times `multiplier` when the training loss has not fallen for more than `patience` epochs.
 
     A loss has fallen if it is lower than the last that had by more than `atol`, or by more than the
-    part `rtol` of it.
+    part `rtol` of it; without either, if it is lower at all.
     """
 
     def __init__(
@@ -116,15 +116,15 @@ class DecreasingOnPlateau(ValuePolicy):
         initial: float,
         multiplier: float,
         patience: int,
-        rtol: float = 0.0,
-        atol: float = 0.0,
+        rtol: float | None = None,
+        atol: float | None = None,
         min_value: float = 0.0,
     ) -> None:
         super().__init__(float(initial))
         self.multiplier = multiplier
         self.patience = patience
         self.rtol = rtol
-        self.atol = atol
+        self.atol = 0.0 if atol is None and rtol is None else atol
         self.min_value = min_value
         self.margin = math.inf
         self.waited = 0
@@ -133,7 +133,9 @@ class DecreasingOnPlateau(ValuePolicy):
         """Compare the epoch's loss with the best one."""
         loss = mean_loss(train_losses)
         if loss < self.margin:
-            self.margin = max(loss - self.atol, loss * (1 - self.rtol))
+            by_atol = -math.inf if self.atol is None else loss - self.atol
+            by_rtol = -math.inf if self.rtol is None else loss * (1 - self.rtol)
+            self.margin = max(by_atol, by_rtol)
             self.waited = 0
             return
         self.waited += 1

@@ -112,6 +112,7 @@ def train(
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    train(None, n_epochs=1)  # what is imported late is then there for all
     for step in sys.argv[2:]:
         child = os.fork()
         if child == 0:

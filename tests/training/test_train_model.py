@@ -1,0 +1,476 @@
+"""`train_model` as its guide has it, what policies hear, and what is refused."""
+
+import csv
+import json
+import re
+import textwrap
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from first_door import data, network, stream
+from sklearn.datasets import load_digits
+
+from superduper.errors import InvalidInput, UserCodeError
+from superduper.training import (
+    TQDM,
+    BestWeights,
+    Constant,
+    CSVLogger,
+    EarlyStopping,
+    Exponential,
+    Infinite,
+    JSONLogger,
+    NEpochs,
+    Policy,
+    TargetStop,
+    TimeProfiler,
+    TimeStop,
+    TorchModel,
+    load_by_random_id,
+    train_model,
+)
+
+# The code of the seed text, with other imports and fewer iterations.
+SEED = """
+    from superduper.training import train_model
+    from superduper.training import TorchModel
+    from superduper.training import layers
+    import torch
+    from torch import nn
+
+    architecture = nn.Sequential(
+        nn.Conv2d(1, 32, kernel_size=3),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, kernel_size=3),
+        nn.ReLU(),
+        nn.Conv2d(64, 128, kernel_size=3),
+
+        layers.PyramidPooling(nn.functional.max_pool2d), # global pooling
+        nn.ReLU(),
+        nn.Linear(128, 10),
+    )
+
+    model = TorchModel(architecture, nn.Softmax(-1), nn.CrossEntropyLoss(), torch.optim.Adam)
+
+    from superduper.training import Infinite
+    from superduper.training import load_by_random_id
+
+    dataset = MNIST('PATH TO DATA')
+
+    batch_iter = Infinite(
+        load_by_random_id(dataset.load_image, dataset.load_label, ids=dataset.ids),
+        batch_size=100, n_iters_per_epoch=3,
+    )
+
+    train_model(model, batch_iter, n_epochs=2, lr=1e-3)
+
+    train_model(model, batch_iter, n_epochs=2, lr=1e-3,
+                log_path='~/my_new_model/logs', checkpoints_path='~/my_new_model/checkpoints')
+
+    # start from where you left off
+    train_model(model, batch_iter, n_epochs=2, lr=1e-3,
+                log_path='~/my_new_model/logs', checkpoints_path='~/my_new_model/checkpoints')
+
+    from typing import Sequence
+    import numpy as np
+    from superduper.training import EarlyStopping, Policy
+
+    class TrainLossStop(Policy):
+        def epoch_finished(self, epoch: int, *, train_losses: Sequence, metrics: dict = None):
+            if np.mean(train_losses) < 1e-5:
+                raise EarlyStopping
+
+    train_model(model, batch_iter, n_epochs=1, lr=1e-3, stop=TrainLossStop())
+
+    from superduper.training import Exponential
+
+
+    class WeightedModel(TorchModel):
+        def do_train_step(self, *inputs, lr, weights):
+            print('I received these weights:', weights)
+            # do something with the weights ...
+            # perform a train step ...
+            loss = super().do_train_step(*inputs, lr=lr)
+            return loss
+
+
+    model = WeightedModel(architecture, nn.Softmax(-1), nn.CrossEntropyLoss(), torch.optim.Adam)
+
+    train_model(model, batch_iter, n_epochs=3, lr=1e-3,
+                weights=Exponential(initial=10, multiplier=0.5))
+
+    def validate():
+        return {
+            'acuracy': 0.95,
+            'roc_auc': 0.91,
+        }
+
+    train_model(model, batch_iter, n_epochs=1, lr=1e-3, weights=1, validate=validate)
+"""
+
+
+class Digits:
+    """Images of digits, in place of those that would have to be fetched."""
+
+    def __init__(self, path: str) -> None:
+        self.images, self.labels = load_digits(return_X_y=True)
+        self.ids = range(len(self.labels))
+
+    def load_image(self, number: int) -> Any:
+        return self.images[number].reshape(1, 8, 8) / 16
+
+    def load_label(self, number: int) -> Any:
+        return self.labels[number]
+
+
+class Plain:
+    """A model without weights."""
+
+    def __init__(self, loss: Any = 1.0) -> None:
+        self.loss = loss
+        self.given: list[Any] = []
+
+    def do_train_step(self, *inputs: Any, **values: Any) -> Any:
+        self.given.append(values)
+        return self.loss
+
+
+def model_of(**options: Any) -> TorchModel:
+    return TorchModel(
+        network(), torch.nn.Softmax(-1), torch.nn.CrossEntropyLoss(), torch.optim.SGD, **options
+    )
+
+
+def test_the_seed_text_runs_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    exec(textwrap.dedent(SEED), {"MNIST": Digits})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:9] == [
+        f"I received these weights: {each}" for each in (10.0, 5.0, 2.5) for _ in range(3)
+    ]
+    assert len(list((tmp_path / "my_new_model" / "checkpoints").iterdir())) == 2
+    assert len(list((tmp_path / "my_new_model" / "logs").iterdir())) == 1
+
+
+def test_it_learns_and_predicts() -> None:
+    x, y = data()
+    model = TorchModel(
+        network(), torch.nn.Softmax(-1), torch.nn.CrossEntropyLoss(), torch.optim.Adam
+    )
+    train_model(model, stream(), n_epochs=15, lr=0.02)
+    predicted = model.do_inf_step(x)
+    assert isinstance(predicted, np.ndarray)
+    assert predicted.sum(1) == pytest.approx(np.ones(len(x)))
+    assert (predicted.argmax(1) == y).mean() > 0.9
+
+
+def test_policies_hear_everything_in_order_and_take_what_they_name() -> None:
+    heard: list[Any] = []
+
+    class Hearing(Policy):
+        def run_started(self) -> None:
+            heard.append("run_started")
+
+        def epoch_started(self, epoch: int) -> None:
+            heard.append(("epoch_started", epoch))
+
+        def train_step_started(self, epoch: int, iteration: int) -> None:
+            heard.append(("train_step_started", epoch, iteration))
+
+        def train_step_finished(self, epoch: int, iteration: int, loss: float) -> None:
+            heard.append(("train_step_finished", epoch, iteration, loss))
+
+        def validation_started(self, epoch: int, train_losses: Sequence[float]) -> None:
+            heard.append(("validation_started", epoch, train_losses))
+
+        def epoch_finished(self, epoch: int, **arguments: Any) -> None:
+            kept = {name: arguments[name] for name in ("train_losses", "metrics", "policies")}
+            heard.append(("epoch_finished", epoch, kept))
+
+        def run_finished(self, reason: str) -> None:
+            heard.append(reason)
+
+    batches = [(np.zeros(2), np.zeros(2))] * 2
+    train_model(Plain(), batches, 1, lr=0.5, hearing=Hearing(), validate=lambda: {"a": 2})
+    steps = [
+        (f"train_step_{event}", 0, number, *loss)
+        for number in range(2)
+        for event, loss in (("started", ()), ("finished", (1.0,)))
+    ]
+    ended = {"train_losses": [1.0, 1.0], "metrics": {"a": 2}, "policies": {"lr": 0.5}}
+    assert heard == [
+        "run_started",
+        ("epoch_started", 0),
+        *steps,
+        ("validation_started", 0, [1.0, 1.0]),
+        ("epoch_finished", 0, ended),
+        "all epochs are done",
+    ]
+
+
+def test_a_policy_of_the_engine_can_be_used() -> None:
+    model, accuracies = model_of(), iter([0.1, 0.9, 0.3])
+    best = BestWeights("accuracy", higher_is_better=True)
+    train_model(
+        model, stream(), 3, lr=0.1, best=best, validate=lambda: {"accuracy": next(accuracies)}
+    )
+    assert best.best is not None and best.best["epoch"] == 1
+    (weights,) = best.weights.values()
+    model.architecture.load_state_dict(weights)
+
+
+def test_it_ends_after_epochs_time_or_at_a_target() -> None:
+    batches = [(np.zeros(2), np.zeros(2))] * 4
+    time = iter(range(100))
+    found = iter([0.5, 0.7, 0.91, 0.95])
+    for stop, validate, steps in (
+        (NEpochs(2), None, 8),
+        (TimeStop(5, clock=lambda: float(next(time))), None, 5),
+        (TargetStop("accuracy", 0.9), lambda: {"accuracy": next(found)}, 12),
+    ):
+        model = Plain()
+        train_model(model, batches, lr=1, stop=stop, validate=validate)
+        assert len(model.given) == steps
+
+
+def test_plain_values_are_constants_and_not_all_epochs_are_needed() -> None:
+    model = Plain()
+    train_model(model, [(np.zeros(1),)], n_epochs=0, lr=1)
+    assert model.given == []
+    train_model(model, [(np.zeros(1),)], 1, 0.5, mode="text", momentum=Constant(0.9))
+    assert model.given == [{"lr": 0.5, "mode": "text", "momentum": 0.9}]
+
+
+def test_rows_are_written_as_csv_and_json_and_dropped_when_they_come_again(tmp_path: Path) -> None:
+    table, lines = tmp_path / "a" / "log.csv", tmp_path / "log.jsonl"
+
+    class Breaking(Policy):
+        def epoch_finished(self, epoch: int) -> None:
+            if epoch == 1 and not lines.with_suffix(".broken").exists():
+                lines.with_suffix(".broken").touch()
+                raise ZeroDivisionError
+
+    def train() -> None:
+        metrics = iter([{}, {"late": 3.0}, {}])
+        train_model(
+            model_of(),
+            stream(),
+            n_epochs=3,
+            lr=Exponential(1, 0.5),
+            checkpoints_path=tmp_path / "checkpoints",
+            validate=lambda: next(metrics),
+            table=CSVLogger(table),
+            lines=JSONLogger(lines),
+            breaking=Breaking(),
+        )
+
+    with pytest.raises(ZeroDivisionError):
+        train()
+    assert len(lines.read_text().splitlines()) == 2
+    train()
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+    assert [row["policies/lr"] for row in rows] == ["1.0", "0.5", "0.25"]
+    assert [row["val/metrics/late"] for row in rows] == ["", "", "3.0"]
+    written = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [row["epoch"] for row in written] == [0, 1, 2]
+    assert written[2]["train/loss"] == pytest.approx(float(rows[2]["train/loss"]))
+
+
+def test_a_bar_and_a_profile_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    ticks = iter(range(100))
+    profiler = TimeProfiler(clock=lambda: float(next(ticks)))
+    batches = [(np.zeros(2), np.zeros(2))] * 2
+    train_model(Plain(), batches, 1, lr=1, bar=TQDM(), profiler=profiler)
+    shown = capsys.readouterr()
+    assert shown.out.startswith("Epoch 0: 5.000 s; batches 2.000 s, steps 2.000 s, validation 1.0")
+    assert "step" not in shown.err  # no terminal, no bar
+
+
+def test_accumulated_gradients_are_those_of_one_large_batch() -> None:
+    x, y = data()
+    weights = []
+    for accumulate, size in ((1, 12), (3, 4)):
+        model = TorchModel(
+            torch.nn.Linear(4, 2),
+            torch.nn.Identity(),
+            torch.nn.CrossEntropyLoss(),
+            torch.optim.SGD,
+            accumulate=accumulate,
+        )
+        torch.nn.init.ones_(model.architecture.weight)  # type: ignore[arg-type]
+        torch.nn.init.zeros_(model.architecture.bias)  # type: ignore[arg-type]
+        batches = [(x[at : at + size], y[at : at + size]) for at in range(0, 24, size)]
+        # The last batch waits for no others: it makes a step of its own.
+        batches.append((x[24:28], y[24:28]))
+        train_model(model, batches, n_epochs=2, lr=0.5)
+        weights.append(model.architecture.weight.detach().cpu().numpy().copy())  # type: ignore
+    assert weights[0] == pytest.approx(weights[1], abs=1e-6)
+
+
+def test_gradients_are_clipped_and_bf16_trains() -> None:
+    x, y = data()
+    clipped = model_of(clip=1e-9)
+    before = clipped.architecture[0].weight.detach().clone()  # type: ignore[index]
+    clipped.do_train_step(x, y, lr=1.0)
+    assert torch.allclose(before, clipped.architecture[0].weight, atol=1e-7)  # type: ignore[index]
+    mixed = model_of(precision="bf16")
+    assert isinstance(float(mixed.do_train_step(x, y, lr=0.1)), float)
+    assert mixed.do_inf_step(x).dtype == np.float32
+
+
+def test_weights_are_saved_as_safetensors(tmp_path: Path) -> None:
+    x, _ = data()
+    first, second = (
+        model_of(),
+        TorchModel(torch.nn.Sequential(*network()), torch.nn.Softmax(-1), abs, torch.optim.SGD),
+    )
+    first.save(tmp_path / "models" / "m.safetensors")
+    torch.nn.init.zeros_(second.architecture[0].weight)  # type: ignore[index]
+    second.load(tmp_path / "models" / "m.safetensors")
+    assert np.array_equal(first.do_inf_step(x), second.do_inf_step(x))
+    other = TorchModel(network(9), abs, abs, torch.optim.SGD)
+    with pytest.raises(InvalidInput, match="(?s)has no weights of this model: .*size mismatch"):
+        other.load(tmp_path / "models" / "m.safetensors")
+    with pytest.raises(InvalidInput, match="cannot read weights"):
+        other.load(tmp_path / "nothing")
+
+
+def test_an_error_in_the_source_reaches_the_caller_and_ends_the_thread() -> None:
+    def load(number: int) -> float:
+        if number == 7:
+            raise ZeroDivisionError("item 7")
+        return 1.0
+
+    batches = Infinite(
+        load_by_random_id(load, load, ids=range(9), random_state=0),
+        batch_size=2,
+        n_iters_per_epoch=100,
+    )
+    with pytest.raises(ZeroDivisionError, match="item 7"):
+        train_model(Plain(), batches, 1, lr=1)
+    assert not [thread for thread in threading.enumerate() if thread.name == "batches"]
+    with pytest.raises(ZeroDivisionError, match="item 7"):
+        list(batches)
+
+
+def test_what_was_ready_is_kept_for_the_next_time() -> None:
+    def numbers() -> Iterator[int]:
+        number = 0
+        while True:
+            yield number
+            number += 1
+
+    batches = Infinite(numbers(), batch_size=2, n_iters_per_epoch=3)
+    taken = [array.tolist() for _ in range(3) for (array,) in batches]
+    assert taken == [[2 * n, 2 * n + 1] for n in range(9)]
+
+
+def test_a_source_that_ends_is_told_of() -> None:
+    batches = Infinite(iter([(1, 2)] * 5), batch_size=2, n_iters_per_epoch=3)
+    with pytest.raises(InvalidInput, match="has ended; it must go on for ever"):
+        list(batches)
+
+
+def test_a_loss_that_is_no_number_names_step_and_ids() -> None:
+    x, y = data()
+    x[41] = np.nan
+    source = load_by_random_id(lambda i: x[i], lambda i: y[i], ids=range(60), random_state=0)
+    batches = Infinite(source, batch_size=8, n_iters_per_epoch=50)
+    with pytest.raises(UserCodeError, match=r"became nan at step \d+ .*the ids \[.*\b41\b"):
+        train_model(model_of(), batches, 5, lr=0.1)
+
+
+def frozen() -> torch.nn.Module:
+    return network().requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TorchModel(torch.nn.ReLU(), abs, abs, torch.optim.SGD), "ReLU has no parameters"),
+        (lambda: TorchModel(frozen(), abs, abs, torch.optim.SGD), "has no parameters to train"),
+        (
+            lambda: TorchModel(network(), abs, abs, torch.optim.SGD(network(3).parameters())),
+            "the optimizer SGD is of another model",
+        ),
+        (lambda: model_of(accumulate=0), "accumulate must be at least 1"),
+        (lambda: model_of(precision="fp8"), "must be 'fp32' or 'bf16', not 'fp8'"),
+        (
+            lambda: model_of().do_train_step(np.zeros((2, 5)), np.zeros(2, int), lr=1),
+            r"refused a batch of the shapes \(2, 5\), \(2,\): mat1 and mat2",
+        ),
+        (
+            lambda: model_of().do_train_step(np.zeros((2, 4)), np.zeros(3, int), lr=1),
+            r"refused a batch of the shapes \(2, 4\), \(3,\): Expected input batch_size",
+        ),
+        (
+            lambda: train_model(model_of(), stream(), 1, weights=2),
+            "given 'weights', of which SGD knows nothing: override do_train_step",
+        ),
+        (lambda: train_model(object(), stream(), 1), "object has no method do_train_step"),
+        (lambda: train_model(model_of(), iter([]), 1), "which cannot be gone through again"),
+        (lambda: train_model(model_of(), [], 1), "has no batches"),
+        (lambda: train_model(model_of(), stream(), -1), "n_epochs must be a whole number"),
+        (lambda: train_model(model_of(), stream(), 1, stop=TQDM), "'stop' is the class TQDM"),
+        (lambda: train_model(model_of(), stream(), 1, lr=TQDM()), "lr is a TQDM, which carries no"),
+        (lambda: train_model(Plain("x"), stream(), 1), "returned a str: it must return the loss"),
+        (
+            lambda: train_model(Plain(), stream(), 1, validate=lambda: 3),  # type: ignore
+            "validate returned a int, not a dictionary",
+        ),
+        (
+            lambda: train_model(Plain(), stream(), 1, stop=TargetStop("f1", 1)),
+            "cannot watch 'f1'",
+        ),
+        (lambda: load_by_random_id(str, ids=[]), "at least one loader and one id"),
+        (lambda: load_by_random_id(str, ids="ab", weights=[1]), "weights must be 2 numbers"),
+        (lambda: load_by_random_id(str, ids="ab", weights=[0, 0]), "all weights are 0"),
+        (
+            lambda: list(Infinite([np.zeros(2), np.zeros(3)], batch_size=2, n_iters_per_epoch=1)),
+            r"the shapes \[\(2,\), \(3,\)\]",
+        ),
+    ],
+)
+def test_wrong_input_is_refused_with_a_reason(make: Any, message: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        make()
+    assert re.search(message, str(caught.value)), caught.value
+
+
+def test_an_exception_in_a_policy_fails_the_training() -> None:
+    class Broken(Policy):
+        def train_step_finished(self) -> None:
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        train_model(Plain(), stream(), 1, lr=1, broken=Broken())
+
+
+def test_stopping_within_an_epoch_and_before_one() -> None:
+    class Stopping(Policy):
+        def train_step_finished(self, iteration: int) -> None:
+            if iteration == 2:
+                raise EarlyStopping
+
+        def epoch_finished(self, train_losses: Sequence[float]) -> None:
+            seen.append(len(train_losses))
+
+    class Never(Policy):
+        def epoch_started(self) -> None:
+            raise EarlyStopping("no need")
+
+    seen: list[int] = []
+    train_model(Plain(), stream(), 5, lr=1, stop=Stopping())
+    assert seen == [3]
+    model = Plain()
+    train_model(model, stream(), 5, lr=1, never=Never())
+    assert model.given == []
