@@ -9,6 +9,7 @@ from superduper.errors import UserCodeError
 from superduper.fields import codec
 from superduper.imputations.provenance import as_one_value
 from superduper.serving import collate
+from superduper.serving.failures import WrongRows
 from superduper.serving.predictor import Predictor
 from superduper.training.cache import Fold
 from superduper.training.graph import Frame
@@ -30,7 +31,20 @@ class FittedLoss:
         self.reduction = getattr(loss, "reduction", "mean")
 
     def __call__(self, output: Any, target: Any) -> torch.Tensor:
+        check_rows(output, target)
         return self.loss(output, like_output(output, target))
+
+
+def check_rows(output: Any, target: Any) -> None:
+    """Raise WrongRows if the output has another number of rows than the target.
+
+    Some losses would spread the one over the other and learn nonsense.
+    """
+    if not isinstance(output, torch.Tensor) or not isinstance(target, torch.Tensor):
+        return
+    rows = len(output) if output.ndim else 1
+    if target.ndim and rows != len(target):
+        raise WrongRows.of("the model", rows, len(target))
 
 
 def like_output(output: Any, target: Any) -> Any:

@@ -289,6 +289,13 @@ def test_a_loss_that_is_no_number_names_the_documents(fitting: Fitting) -> None:
         fitting.fit(fitting.declare())
 
 
+class OnlyFirst(Classifier):
+    """Answers for the first record of a batch only."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)[:1]
+
+
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
@@ -300,6 +307,7 @@ def test_a_loss_that_is_no_number_names_the_documents(fitting: Fitting) -> None:
         ({"model": torch.nn.ReLU()}, "no parameters to train"),
         ({"loss": lambda output, y: 3.0}, "loss 'loss' returned a float"),
         ({"model": Classifier(inputs=3)}, "shapes cannot be multiplied"),
+        ({"model": OnlyFirst()}, r"the model returned 1 rows for \d+ inputs"),
     ],
 )
 def test_broken_components(fitting: Fitting, broken: dict[str, Any], message: str) -> None:
