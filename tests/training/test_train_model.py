@@ -15,6 +15,7 @@ import torch
 from first_door import data, network, stream
 from sklearn.datasets import load_digits
 
+import superduper.training
 from superduper.errors import InvalidInput, UserCodeError
 from superduper.training import (
     TQDM,
@@ -474,3 +475,22 @@ def test_stopping_within_an_epoch_and_before_one() -> None:
     model = Plain()
     train_model(model, stream(), 5, lr=1, never=Never())
     assert model.given == []
+
+
+def test_the_guide_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    guide = Path(__file__).parents[2] / "docs" / "train_model.md"
+    blocks = re.findall(r"```python\n(.*?)```", guide.read_text(encoding="utf-8"), re.DOTALL)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+    assert len(blocks) == 4
+
+
+def test_the_policies_of_the_guide_are_there() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "train_model.md").read_text(encoding="utf-8")
+    table = guide.split("| policy | what it does |")[1].split("\n\n")[0]
+    named = set(re.findall(r"`([A-Z]\w+)\(", table))
+    assert len(named) >= 16
+    for name in named:
+        assert issubclass(getattr(superduper.training, name), Policy), name
