@@ -128,4 +128,4 @@ def test_a_wrong_number_of_rows_is_told_with_both_numbers(docs):
         docs.predict("half", [1, 2, 3])
     with pytest.raises(InvalidInput, match="1 rows for 2 inputs"):
         docs.create_model("half", Half(), sample=1)
-    assert docs.show("model", "half")["latest"] == 1
+    assert docs.show("model", "half")["version"] == 1
