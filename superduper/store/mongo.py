@@ -62,6 +62,7 @@ PASSWORD = re.compile(r"(://[^:/@\s]*):\S*@")
 SECRET_OPTION = re.compile(
     r"((?:tlsCertificateKeyFilePassword|authMechanismProperties|proxyPassword)=)[^&\s]*", re.I
 )
+CONFIGURED = re.compile(r" \(configured timeouts:[^)]*\)")
 INITIATE = "mongosh --eval 'rs.initiate()'"
 
 
@@ -150,7 +151,8 @@ def _translated(error: PyMongoError) -> SuperduperError:
     if isinstance(error, BulkWriteError):
         return _of_bulk(error)
     if isinstance(error, ServerSelectionTimeoutError):
-        return NotReady(f"the database does not answer: {str(error).split(', Timeout:')[0]}")
+        reason = CONFIGURED.sub("", str(error).split(", Timeout:")[0])
+        return NotReady(f"the database does not answer ({reason}): start it, or check its address")
     if isinstance(error, ConnectionFailure):
         return NotReady(f"the connection to the database was lost: try again ({error})")
     if isinstance(error, OperationFailure):
