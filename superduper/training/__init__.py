@@ -50,7 +50,7 @@ if TYPE_CHECKING:
         Switch,
         ValuePolicy,
     )
-    from superduper.training.web_api import web_api
+    from superduper.training.web import web_api
 
 _HOMES = {
     "BestWeights": "policies",
@@ -103,7 +103,7 @@ _HOMES = {
     "train_model": "train",
     "train_validate_test_split": "splits",
     "visualize": "charts",
-    "web_api": "web_api",
+    "web_api": "web",
     "zip_dicts": "batch_results",
 }
 

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from superduper.training.checkpoints import Checkpoints
@@ -24,10 +25,20 @@ class SaveOnInterrupt(Policy):
     def step_finished(self, engine: "Engine", step: int) -> None:
         """Save and raise, if it was asked for."""
         if self._asked:
-            path = self.checkpoints.save(step, engine.state_dict())
-            raise KeyboardInterrupt(
-                f"stopped after step {step}, saved in {path}; train again to go on"
+            self._leave(
+                f"stopped after step {step}", self.checkpoints.save(step, engine.state_dict())
             )
+
+    def epoch_finished(self, engine: "Engine", epoch: int, step: int) -> None:
+        """Save and raise, if it was asked for during validation."""
+        if self._asked:
+            self._leave(
+                f"stopped after epoch {epoch}", self.checkpoints.save(step, engine.state_dict())
+            )
+
+    def _leave(self, what: str, saved: Path) -> None:
+        self._asked = False
+        raise KeyboardInterrupt(f"{what}, saved in {saved}; train again to go on")
 
     def __enter__(self) -> "SaveOnInterrupt":
         self._asked = False
@@ -39,6 +50,8 @@ class SaveOnInterrupt(Policy):
     def __exit__(self, *_: object) -> None:
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
+        if self._asked:
+            raise KeyboardInterrupt("the training had ended before it could be stopped")
 
     def _ask(self, *_: object) -> None:
         self._asked = True

@@ -11,6 +11,8 @@ from superduper.errors import InvalidInput
 from superduper.training.randomness import random_state, seed_everything, set_random_state
 from superduper.training.sources import Batch
 
+_WITH_LENGTH = (torch.Tensor, Mapping, list, tuple, numpy.ndarray)
+
 
 class LoaderSource:
     """A `torch.utils.data.DataLoader`, or anything that can be gone through more than once.
@@ -68,12 +70,13 @@ def as_arguments(content: Any) -> tuple[Any, ...]:
 def size_of(content: Any) -> int:
     """The number of records in a batch: the length of the first thing in it that has one."""
     if isinstance(content, torch.Tensor):
-        return len(content) if content.ndim else 1
-    parts = content.values() if isinstance(content, Mapping) else content
-    if not isinstance(content, Mapping | list | tuple):
+        return content.shape[0] if content.ndim else 1
+    if isinstance(content, Mapping):
+        return size_of(tuple(content.values()))
+    if not isinstance(content, list | tuple):
         return len(content) if hasattr(content, "__len__") else 1
-    for part in parts:
-        if isinstance(part, torch.Tensor | Mapping | list | tuple | numpy.ndarray):
+    for part in content:
+        if isinstance(part, _WITH_LENGTH):
             return size_of(part)
     return max(len(content), 1)
 

@@ -123,7 +123,8 @@ def _logged_to(path: Path) -> Iterator[None]:
 def describe_data(loader: Any, name: str, hashed: bool) -> dict[str, Any]:
     """The number of records behind a loader and their hash; None for what cannot be known."""
     data = getattr(loader, "dataset", loader)
-    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+    stream = isinstance(data, torch.utils.data.IterableDataset)
+    if stream or not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
         return {"n": None, "hash": None}
     if not hashed:
         return {"n": len(data), "hash": None}

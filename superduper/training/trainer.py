@@ -136,10 +136,10 @@ class Trainer:
             state = checkpoints.latest()
             if state is not None:
                 self._go_on(engine, state)
-            with self._recorded(record), interrupts:
+            with interrupts, self._recorded(record):
                 engine.run()
                 test = None if self.test_loader is None else self.test()
-            record.finish(self.model, engine.reason, self._records.history, test)
+                record.finish(self.model, engine.reason, self._records.history, test)
         return record.content
 
     def test(self, loader: Any = None) -> dict[str, float]:

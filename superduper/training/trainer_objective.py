@@ -28,21 +28,24 @@ class BatchObjective(Objective):
         self.validate_results: list[Results] = []
         self.train_n = 0
         self.validate_n = 0
+        self._device: torch.device | None = None
 
     def begin_training(self) -> None:
         """Forget the training results of the epoch before."""
         self.train_results, self.train_n = [], 0
+        self._device = None
 
     def begin_validation(self) -> None:
         """Forget the validation results of the epoch before."""
         self.validate_results, self.validate_n = [], 0
+        self._device = None
 
     def step(
         self, graph: Graph, frame: Frame, n: int, optimizers: Mapping[str, torch.optim.Optimizer]
     ) -> StepResult:
         """One step of training, as the trainer has it."""
         with _mutable_graph(len(optimizers) > 1):
-            returned = self._train_batch(*_on_device(graph, frame))
+            returned = self._train_batch(*self._on_device(graph, frame))
         results = detached(returned, "train_batch")
         self.train_results.append(results)
         self.train_n += n
@@ -50,10 +53,17 @@ class BatchObjective(Objective):
 
     def evaluate(self, graph: Graph, frame: Frame, n: int) -> StepResult:
         """The results of a batch, without training on it."""
-        results = detached(self._evaluate_batch(*_on_device(graph, frame)), "evaluate_batch")
+        results = detached(self._evaluate_batch(*self._on_device(graph, frame)), "evaluate_batch")
         self.validate_results.append(results)
         self.validate_n += n
         return StepResult(_means(results, n), frame, n)
+
+    def _on_device(self, graph: Graph, frame: Frame) -> tuple[Any, ...]:
+        # Looked for once an epoch: in a small model it takes as long as a layer does.
+        if self._device is None:
+            self._device = next(graph.parameters()).device
+        batch: tuple[Any, ...] = frame["batch"]
+        return batch if self._device.type == "cpu" else moved(batch, self._device)
 
     def summary(self, means: Mapping[str, float]) -> dict[str, float]:
         """Every sum, per record."""
@@ -76,13 +86,6 @@ def _mutable_graph(several: bool) -> contextlib.AbstractContextManager[Any]:
     if several:
         return torch.autograd.graph.allow_mutation_on_saved_tensors()
     return contextlib.nullcontext()
-
-
-def _on_device(graph: Graph, frame: Frame) -> tuple[Any, ...]:
-    device = next(graph.parameters()).device
-    batch: tuple[Any, ...] = frame["batch"]
-    # A loader's batches are in main memory, mostly where the model is.
-    return batch if device.type == "cpu" else moved(batch, device)
 
 
 def _means(results: Results, n: int) -> dict[str, torch.Tensor]:

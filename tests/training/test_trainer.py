@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from trained import Classifier, config, data, parts
 
 from superduper import training as model_suite
 from superduper.errors import InUse, InvalidInput, UserCodeError
+from superduper.training.checkpoints import Checkpoints
 from superduper.training.event_file import read_scalars
 from superduper.training.hashes import model_hash
 from superduper.training.policies import Policy, StopRun
@@ -415,6 +417,63 @@ def test_a_run_goes_on_from_anothers_weights_and_names_its_parent(tmp_path: Path
     file = tmp_path / "a/run/models/epoch002.safetensors"
     from_file = model_suite.Trainer(**made, config=config(tmp_path / "c"), parent=file).train()
     assert from_file["parent"]["epoch"] == 2
+
+
+class Stream(torch.utils.data.IterableDataset[Any]):
+    """Records without a length."""
+
+    def __iter__(self) -> Iterator[Any]:
+        features, labels = data(40).tensors
+        return iter(zip(features, labels, strict=True))
+
+
+def test_a_stream_is_trained_on_and_has_no_hash(tmp_path: Path) -> None:
+    made = {**parts(), "train_loader": DataLoader(Stream(), 16), "validate_loader": None}
+    record = model_suite.Trainer(**made, config=config(tmp_path)).train()
+    assert record["data"] == {"train": {"n": None, "hash": None}}
+    assert [row["step"] for row in record["history"]] == [3, 6, 9]
+    assert "validate_log_prob" not in record["history"][0]
+
+
+def test_an_interrupt_during_validation_is_heeded(tmp_path: Path) -> None:
+    class Interrupt(Policy):
+        def __init__(self, epoch: int | None) -> None:
+            self.epoch = epoch
+
+        def validation_finished(self, epoch: int) -> None:
+            if epoch == self.epoch:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    def train(epoch: int | None) -> Any:
+        trainer = model_suite.Trainer(
+            **parts(), config=config(tmp_path), policies=[Interrupt(epoch)]
+        )
+        return trainer.train()
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match="after epoch 2, saved in .*; train again"):
+        train(2)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert train(None)["epochs"] == 3
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = model_suite.Trainer(**parts(), config=config(tmp_path / "a")).train()
+    saved = Checkpoints.save
+
+    def full(self: Checkpoints, step: int, *arguments: Any, **named: Any) -> Path:
+        if step == 10:
+            raise OSError(28, "No space left on device")
+        return saved(self, step, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", full)
+        with pytest.raises(OSError, match="No space left"):
+            model_suite.Trainer(**parts(), config=config(tmp_path / "b")).train()
+    resumed = model_suite.Trainer(**parts(), config=config(tmp_path / "b")).train()
+    assert resumed["final_hash"] == straight["final_hash"]
 
 
 def test_bad_input_is_named(tmp_path: Path) -> None:

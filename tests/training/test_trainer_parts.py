@@ -215,3 +215,8 @@ def test_an_epochs_weights_are_loaded(tmp_path: Path) -> None:
         training.load_epoch(tmp_path / "run", model, epoch=7)
     with pytest.raises(InvalidInput, match="the weights of another model"):
         training.load_epoch(tmp_path / "run", Classifier(width=3))
+
+
+def test_no_public_name_is_a_modules() -> None:
+    folder = Path(training.__file__).parent
+    assert not {path.stem for path in folder.glob("*.py")} & set(training.__all__)

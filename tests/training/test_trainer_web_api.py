@@ -8,7 +8,7 @@ from fastapi.testclient import TestClient
 from trained import Classifier, config, data, parts
 
 from superduper import training
-from superduper.training.web_api import web_api
+from superduper.training.web import web_api
 
 
 def test_a_run_answers_over_http_as_it_does_here(tmp_path: Path) -> None:
