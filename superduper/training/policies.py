@@ -207,9 +207,9 @@ class Patience(Policy):
         self.best, self.waited = state["best"], state["waited"]
 
 
-def check_watched(metrics: Mapping[str, Any], watch: str) -> None:
+def check_watched(metrics: Mapping[str, Any] | None, watch: str) -> None:
     """Raise InvalidInput if validation does not measure what is watched."""
-    if watch not in metrics:
-        raise InvalidInput(
-            f"cannot watch {watch!r}: validation measures {', '.join(sorted(metrics))}"
-        )
+    measured = metrics or {}
+    if watch not in measured:
+        found = ", ".join(sorted(measured)) or "nothing"
+        raise InvalidInput(f"cannot watch {watch!r}: validation measures {found}")

@@ -90,7 +90,7 @@ class TargetStop(Policy):
 
     def epoch_finished(self, metrics: Mapping[str, Any] | None = None) -> None:
         """Compare the metric with the value."""
-        check_watched(metrics or {}, self.metric)
+        check_watched(metrics, self.metric)
         reached = (metrics or {})[self.metric]
         if reached >= self.value if self.higher_is_better else reached <= self.value:
             raise EarlyStopping(f"{self.metric} has reached {reached:g}")

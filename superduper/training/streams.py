@@ -15,6 +15,7 @@ from superduper.errors import InvalidInput
 logger = logging.getLogger(__name__)
 
 _READY_BATCHES = 2
+_CLOSE_SECONDS = 5.0
 
 
 class RandomIds:
@@ -133,15 +134,18 @@ class Infinite:
         self._ready: deque[Any] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._closing = False
+        self._closing = threading.Event()
 
     def __len__(self) -> int:
         return self.n_iters_per_epoch
 
     def __enter__(self) -> "Infinite":
         if self._thread is None:
-            self._closing = False
-            self._thread = threading.Thread(target=self._prepare, name="batches", daemon=True)
+            self._closing = threading.Event()
+            run = (self._closing, self._ready)
+            self._thread = threading.Thread(
+                target=self._prepare, args=run, name="batches", daemon=True
+            )
             self._thread.start()
         return self
 
@@ -149,13 +153,19 @@ class Infinite:
         self.close()
 
     def close(self) -> None:
-        """End the thread; it finishes the batch it is at."""
+        """End the thread; it finishes the batch it is at, for which it has some seconds."""
         thread, self._thread = self._thread, None
-        if thread is not None:
-            with self._changed:
-                self._closing = True
-                self._changed.notify_all()
-            thread.join()
+        if thread is None:
+            return
+        with self._changed:
+            self._closing.set()
+            self._changed.notify_all()
+        thread.join(_CLOSE_SECONDS)
+        if thread.is_alive():
+            logger.warning("the source of the batches is busy and left to itself")
+            self._ready = deque()
+            if self._can_go_back:
+                self._items = self._from(self.position * self.batch_size)
 
     def __call__(self) -> Iterator[tuple[Any, ...]]:
         return iter(self)
@@ -188,7 +198,7 @@ class Infinite:
         A source that can be gone through once only goes forward; backward it stays where it is.
         """
         self.close()
-        if iter(self.source) is not self.source:
+        if self._can_go_back:
             self._ready.clear()
             self._items = self._from(position * self.batch_size)
             self.position = position
@@ -199,23 +209,27 @@ class Infinite:
             self.take()
         self.close()
 
+    @property
+    def _can_go_back(self) -> bool:
+        return iter(self.source) is not self.source
+
     def _from(self, n: int) -> Iterator[Any]:
         if hasattr(self.source, "skipping"):
             skipping: Iterator[Any] = self.source.skipping(n)
             return skipping
         return islice(iter(self.source), n, None)
 
-    def _prepare(self) -> None:
+    def _prepare(self, closing: threading.Event, ready: deque[Any]) -> None:
         """In the thread: keep some batches ready until told to end."""
         while True:
             with self._changed:
-                while len(self._ready) >= _READY_BATCHES and not self._closing:
+                while len(ready) >= _READY_BATCHES and not closing.is_set():
                     self._changed.wait()
-                if self._closing:
+                if closing.is_set():
                     return
             entry = self._next()
             with self._changed:
-                self._ready.append(entry)
+                ready.append(entry)
                 self._changed.notify_all()
             if isinstance(entry, _Failure):
                 return

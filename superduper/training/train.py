@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 def train_model(
     model: Any,
     batch_iter: Any,
-    n_epochs: float | None = None,
-    lr: Any = 1e-3,
+    n_epochs: float | None,
+    lr: Any,
     log_path: str | Path | None = None,
     checkpoints_path: str | Path | None = None,
     validate: Callable[[], Mapping[str, Any]] | None = None,
@@ -41,7 +41,7 @@ def train_model(
     frequency: int | None = None,
     **policies: Any,
 ) -> None:
-    """Train a model on batches for some epochs, or until a policy ends it.
+    """Train a model on batches for some epochs; with None, until a policy ends it.
 
     `model` has `do_train_step(*inputs, lr, **values)`, as `TorchModel` has. `batch_iter` is an
     `Infinite`, or anything that gives an epoch's batches each time it is gone through. `lr` and
@@ -52,6 +52,8 @@ def train_model(
     goes on from where it was; one that has ended trains nothing more. The two newest checkpoints
     are kept and, with `frequency`, every so many epochs' one for good.
     """
+    if frequency is not None and (not isinstance(frequency, int) or frequency < 1):
+        raise InvalidInput(f"frequency must be a number of epochs, not {frequency!r}")
     named = _policies({"lr": lr, **policies})
     if log_path is not None:
         named["log_path"] = TensorBoardLogger(log_path)
