@@ -33,6 +33,8 @@ MAX_BYTES = 2**31 - 2**26
 """What one message to a child process can carry, with room for what is around it."""
 MAX_HEADER_BYTES = 100 << 20
 MAX_TENSORS = 100_000
+# What the driver raises where a file's description or pieces are not what it once wrote.
+_DAMAGED = (GridFSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -139,29 +141,39 @@ class ArtifactStore:
         return self.keep(self.sign_weights(blob, collection=collection, name=name, author=author))
 
     def keep(self, artifact: Artifact) -> str:
-        """Keep an artifact: its blob, checked, and then its record. Does nothing if it is there.
+        """Keep an artifact: its blob, checked, and then its record. Nothing if it is there.
 
         Call it again after something refers to the artifact: what garbage collection may have taken
         in between is put back.
         """
         with database_errors():
-            if garbage.spare(self._records, {"_id": artifact.id}) is None:
+            kept = garbage.spare(self._records, {"_id": artifact.id})
+            if kept is None:
                 self._insert(artifact)
+            elif not self._is_trusted(kept, artifact.record["purpose"]):
+                self.mend(artifact)
             self._see_to_blob(artifact)
         return artifact.id
 
+    def _is_trusted(self, kept: Mapping[str, Any], purpose: Purpose) -> bool:
+        """Whether what is kept is signed, and with a key that has not been revoked since."""
+        try:
+            record = verify_artifact_record(kept, self.keyring.public_keys(), purpose)
+        except ArtifactRejected:
+            return False
+        return bool(artifact_id(record) == kept["_id"])
+
+    def mend(self, artifact: Artifact) -> None:
+        """Keep an artifact in the place of what is kept: that is damaged, or not trusted here."""
+        with database_errors():
+            document = _document(artifact, self._upload(artifact.blob, artifact.record["sha256"]))
+            self._records.replace_one({"_id": artifact.id}, document, upsert=True)
+
     def _insert(self, artifact: Artifact) -> None:
         digest = artifact.record["sha256"]
-        document = {
-            "_id": artifact.id,
-            "purpose": artifact.record["purpose"],
-            "blob": self._find_blob(digest) or self._upload(artifact.blob, digest),
-            "record": dict(artifact.record),
-            "key": artifact.key,
-            "signature": artifact.signature,
-        }
+        blob = self._find_blob(digest) or self._upload(artifact.blob, digest)
         try:
-            self._records.insert_one(document)
+            self._records.insert_one(_document(artifact, blob))
         except DuplicateKeyError:  # somebody else kept the same at the same moment
             return
 
@@ -178,7 +190,15 @@ class ArtifactStore:
 
     def _find_blob(self, digest: str) -> Any:
         found = self._files.find_one({"filename": digest, garbage.MARK: None}, {"_id": 1})
-        return None if found is None else found["_id"]
+        if found is None or not self._holds(found["_id"], digest):
+            return None
+        return found["_id"]
+
+    def _holds(self, blob_id: Any, digest: str) -> bool:
+        try:
+            return sha256(self._download(blob_id)).hexdigest() == digest
+        except _DAMAGED:
+            return False
 
     def _upload(self, blob: bytes, digest: str) -> ObjectId:
         upload = self._blobs.open_upload_stream(digest)
@@ -189,7 +209,7 @@ class ArtifactStore:
             upload.abort()  # closing alone would leave the chunks behind
             raise
         blob_id = ObjectId(str(upload._id))
-        if sha256(self._download(blob_id)).hexdigest() != digest:
+        if not self._holds(blob_id, digest):
             self._blobs.delete(blob_id)
             raise ArtifactRejected("the database did not keep what was written: register it again")
         return blob_id
@@ -216,7 +236,8 @@ class ArtifactStore:
         return Artifact(str(artifact_id), record, document["key"], signature, blob)
 
     def _blob_of(self, document: Mapping[str, Any], size: int, what: str) -> bytes:
-        file = self._files.find_one({"_id": document.get("blob")})
+        blob_id = document.get("blob")
+        file = self._files.find_one({"_id": blob_id}) if isinstance(blob_id, ObjectId) else None
         if file is None:
             raise ArtifactRejected(f"{what}: its stored bytes are gone: register it again")
         if file.get("length") != size:  # before reading: it may be anything
@@ -225,8 +246,10 @@ class ArtifactStore:
             )
         try:
             return self._download(file["_id"])
-        except GridFSError as error:
-            raise ArtifactRejected(f"{what}: its stored bytes are damaged: {error}") from error
+        except _DAMAGED as error:
+            raise ArtifactRejected(
+                f"{what}: its stored bytes are damaged: {error}: register it again"
+            ) from error
 
     def _download(self, blob_id: Any) -> bytes:
         with self._blobs.open_download_stream(blob_id) as stream:
@@ -236,6 +259,17 @@ class ArtifactStore:
         """Remove what nothing refers to and is older than that; answers how many blobs went."""
         with database_errors():
             return garbage.collect(self._database, NAME, min_age_hours)
+
+
+def _document(artifact: Artifact, blob: ObjectId) -> dict[str, Any]:
+    return {
+        "_id": artifact.id,
+        "purpose": artifact.record["purpose"],
+        "blob": blob,
+        "record": dict(artifact.record),
+        "key": artifact.key,
+        "signature": artifact.signature,
+    }
 
 
 def _check_size(size: int, what: str) -> None:

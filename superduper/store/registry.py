@@ -110,15 +110,37 @@ class Registry:
         return Draft(self._signed(component), (artifact,))
 
     def find_same(self, draft: Draft) -> Component | None:
-        """The version that has the same content, if there is one."""
+        """The version that has the same content, if there is one; sound, or made so again.
+
+        What is damaged, gone, or signed with a key that is not trusted any more is mended.
+        """
         wanted = draft.component
         where = {**_place(wanted), "head": False, "content": wanted.content}
         with database_errors():
-            document = self._documents.find_one(where)
-            if document is None:
+            document = self._documents.find_one(where) or {}
+            component = Component.of(document)
+            if component.id != document.get("_id"):
                 return None
-            component = _checked(document, wanted.collection, wanted.kind, wanted.name)
-            self._announce(component, live=False)  # a crash may have come in between
+            component = component if self._is_sound(component) else self._mend(component, draft)
+            # A crash may have come between the version and its head.
+            is_new = self._announced(component) < component.version
+            self._announce(component, live=is_new and component.weights is None)
+        return component
+
+    def _is_sound(self, component: Component) -> bool:
+        try:
+            self.payload(component)
+        except (ArtifactRejected, NotFound):
+            return False
+        return True
+
+    def _mend(self, broken: Component, draft: Draft) -> Component:
+        for artifact in draft.artifacts:
+            self._artifacts.mend(artifact)
+        details = {**(broken.details or {}), **draft.component.details}
+        component = self._signed(replace(draft.component, version=broken.version, details=details))
+        same = {"_id": broken.id, "signature": broken.signature}
+        self._documents.replace_one(same, component.to_document())
         return component
 
     def commit(
@@ -136,9 +158,10 @@ class Registry:
         return component
 
     def _insert(self, wanted: Component, draft: Draft, live: bool) -> Component:
+        version = 0
         while True:
             # The number first: whoever registers the same content in between has that number.
-            version = self._latest(wanted) + 1
+            version = max(version, self._latest(wanted)) + 1
             same = self.find_same(draft)
             if same is not None:
                 return same
@@ -203,10 +226,15 @@ class Registry:
 
     def _latest(self, component: Component) -> int:
         """The highest number ever given to a name."""
-        head = self._documents.find_one({"_id": head_id(**_place(component))}) or {}
         where = {**_place(component), "head": False}
         newest = self._documents.find_one(where, {"version": 1}, sort=[("version", -1)]) or {}
-        return max(int(head.get("latest", 0)), int(newest.get("version", 0)))
+        return max(self._announced(component), int(newest.get("version", 0)))
+
+    def _announced(self, component: Component) -> int:
+        """The highest number that the head knows of."""
+        head = self._documents.find_one({"_id": head_id(**_place(component))}) or {}
+        latest = head.get("latest")
+        return latest if isinstance(latest, int) else 0
 
     def _announce(self, component: Component, *, live: bool) -> None:
         """See that the head knows a version; with `live`, that no older one is live."""

@@ -13,7 +13,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -83,8 +83,12 @@ class Keyring:
     def public_keys(self) -> dict[str, dict[str, Any]]:
         """Every key that this home trusts, by id: `purpose` and the 32 bytes of `key`."""
         self._check_folder()
-        keys = (_read_public(path) for path in sorted(self._folder.glob("*.pub")))
-        return {key.id: {"purpose": key.purpose, "key": key.public} for key in keys}
+        found = {}
+        for path in sorted(self._folder.glob("*.pub")):
+            with suppress(FileNotFoundError):  # revoked at this very moment
+                key = _read_public(path)
+                found[key.id] = {"purpose": key.purpose, "key": key.public}
+        return found
 
     def create(self, purpose: Purpose) -> str:
         """Make a key pair; answers its id."""
@@ -199,6 +203,7 @@ def verify(
 
     Raises ArtifactRejected for an unknown key, a key for another purpose, or a wrong signature.
     """
+    ed25519 = _ed25519()
     from cryptography.exceptions import InvalidSignature
 
     what = f"{str(record.get('kind'))[:20]} {str(record.get('name'))[:63]!r}"
@@ -206,12 +211,12 @@ def verify(
     if key is None:
         raise ArtifactRejected(
             f"{what} is signed with the key {str(key_id)[:16]!r}, which this machine does not "
-            "trust: copy its .pub file into $SUPERDUPER_HOME/keys if you do"
+            "trust: register it again, or copy that key's .pub file into $SUPERDUPER_HOME/keys"
         )
     if key["purpose"] not in ACCEPTED[purpose] or record.get("purpose") != purpose:
         raise ArtifactRejected(f"{what} is signed with a key that is not for {purpose}")
     try:
-        public = _ed25519().Ed25519PublicKey.from_public_bytes(bytes(key["key"]))
+        public = ed25519.Ed25519PublicKey.from_public_bytes(bytes(key["key"]))
         public.verify(bytes(signature), canonical(record))
     except (InvalidSignature, ValueError, TypeError) as error:
         raise ArtifactRejected(
