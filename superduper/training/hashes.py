@@ -10,7 +10,7 @@ import torch
 
 from superduper.errors import InvalidInput
 from superduper.training.randomness import random_state, seed_everything, set_random_state
-from superduper.training.weights import weights_hash
+from superduper.training.weights import copy_of_state, weights_hash
 
 
 def file_hash(path: str | Path) -> str:
@@ -24,12 +24,12 @@ def file_hash(path: str | Path) -> str:
 
 def model_hash(model: torch.nn.Module) -> str:
     """SHA-256 over the names, types, shapes and bytes of a model's weights."""
-    return weights_hash(model.state_dict())
+    return weights_hash(copy_of_state(model))
 
 
 def structure_hash(model: torch.nn.Module) -> str:
     """SHA-256 over the names, types and shapes of a model's weights: equal before and after."""
-    lines = [f"{name} {t.dtype} {tuple(t.shape)}" for name, t in model.state_dict().items()]
+    lines = [f"{name} {t.dtype} {tuple(t.shape)}" for name, t in copy_of_state(model).items()]
     return sha256("\n".join(lines).encode()).hexdigest()
 
 

@@ -110,7 +110,8 @@ def load_epoch(
         raise InvalidInput(f"{file} has the weights of another model: {error}") from error
     with safe_open(file, framework="pt") as opened:
         notes = opened.metadata() or {}
-    kept = folder.read("run.json") or {}
+    # A file that was moved out of its run's folder no longer says which run it is of.
+    kept = (folder.read("run.json") or {}) if file.parent == folder.models else {}
     number = int(notes["epoch"]) if "epoch" in notes else None
     return {
         "path": str(file),

@@ -416,7 +416,13 @@ def test_a_run_goes_on_from_anothers_weights_and_names_its_parent(tmp_path: Path
     made = parts()
     file = tmp_path / "a/run/models/epoch002.safetensors"
     from_file = model_suite.Trainer(**made, config=config(tmp_path / "c"), parent=file).train()
-    assert from_file["parent"]["epoch"] == 2
+    assert (from_file["parent"]["epoch"], from_file["parent"]["run"]) == (2, first["id"])
+    alone = tmp_path / "alone.safetensors"
+    alone.write_bytes(file.read_bytes())
+    made = parts()
+    from_alone = model_suite.Trainer(**made, config=config(tmp_path / "d"), parent=alone).train()
+    assert (from_alone["parent"]["epoch"], from_alone["parent"]["run"]) == (2, None)
+    assert from_alone["parent"]["hash"] == from_file["parent"]["hash"]
 
 
 class Stream(torch.utils.data.IterableDataset[Any]):
@@ -494,6 +500,17 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         plain = torch.nn.Linear(4, 2)
         plain_parts = {"model": plain, "optimizer": torch.optim.Adam(plain.parameters())}
         model_suite.Trainer(**{**made, **plain_parts}, config=config(tmp_path / "p")).train()
+
+
+def test_a_state_that_is_no_tensor_is_named(tmp_path: Path) -> None:
+    class Stateful(Classifier):
+        def get_extra_state(self) -> Any:
+            return {"seen": 3}
+
+    model = Stateful()
+    made = {**parts(), "model": model, "optimizer": torch.optim.Adam(model.parameters())}
+    with pytest.raises(InvalidInput, match="'_extra_state' in the state of Stateful is a dict"):
+        model_suite.Trainer(**made, config=config(tmp_path)).train()
 
 
 def test_steps_that_return_no_sums_are_refused(tmp_path: Path) -> None:
