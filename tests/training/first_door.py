@@ -75,6 +75,24 @@ def stream(seed: int | None = 5, **settings: Any) -> Infinite:
     return Infinite(source, **{"batch_size": 8, "n_iters_per_epoch": N_ITERS, **settings})
 
 
+class Plain:
+    """A model without weights."""
+
+    def __init__(self, loss: Any = 1.0) -> None:
+        self.loss = loss
+        self.given: list[Any] = []
+
+    def do_train_step(self, *inputs: Any, **values: Any) -> Any:
+        self.given.append(values)
+        return self.loss
+
+
+def model_of(**options: Any) -> TorchModel:
+    return TorchModel(
+        network(), torch.nn.Softmax(-1), torch.nn.CrossEntropyLoss(), torch.optim.SGD, **options
+    )
+
+
 def train(
     folder: Path | None,
     at: int = 0,

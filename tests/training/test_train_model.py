@@ -1,19 +1,17 @@
 """`train_model` as its guide has it, what policies hear, and what is refused."""
 
 import csv
-import itertools
 import json
 import re
 import textwrap
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from first_door import data, network, stream
+from first_door import Plain, data, model_of, network, stream
 from sklearn.datasets import load_digits
 
 import superduper.training
@@ -34,7 +32,6 @@ from superduper.training import (
     TimeStop,
     TorchModel,
     load_by_random_id,
-    streams,
     train_model,
 )
 
@@ -129,24 +126,6 @@ class Digits:
 
     def load_label(self, number: int) -> Any:
         return self.labels[number]
-
-
-class Plain:
-    """A model without weights."""
-
-    def __init__(self, loss: Any = 1.0) -> None:
-        self.loss = loss
-        self.given: list[Any] = []
-
-    def do_train_step(self, *inputs: Any, **values: Any) -> Any:
-        self.given.append(values)
-        return self.loss
-
-
-def model_of(**options: Any) -> TorchModel:
-    return TorchModel(
-        network(), torch.nn.Softmax(-1), torch.nn.CrossEntropyLoss(), torch.optim.SGD, **options
-    )
 
 
 def test_the_seed_text_runs_as_written(
@@ -296,116 +275,6 @@ def test_a_bar_and_a_profile_are_shown(capsys: pytest.CaptureFixture[str]) -> No
     shown = capsys.readouterr()
     assert shown.out.startswith("Epoch 0: 5.000 s; batches 2.000 s, steps 2.000 s, validation 1.0")
     assert "step" not in shown.err  # no terminal, no bar
-
-
-def test_accumulated_gradients_are_those_of_one_large_batch() -> None:
-    x, y = data()
-    weights = []
-    for accumulate, size in ((1, 12), (3, 4)):
-        model = TorchModel(
-            torch.nn.Linear(4, 2),
-            torch.nn.Identity(),
-            torch.nn.CrossEntropyLoss(),
-            torch.optim.SGD,
-            accumulate=accumulate,
-        )
-        torch.nn.init.ones_(model.architecture.weight)  # type: ignore[arg-type]
-        torch.nn.init.zeros_(model.architecture.bias)  # type: ignore[arg-type]
-        batches = [(x[at : at + size], y[at : at + size]) for at in range(0, 24, size)]
-        # The last batch waits for no others: it makes a step of its own.
-        batches.append((x[24:28], y[24:28]))
-        train_model(model, batches, n_epochs=2, lr=0.5)
-        weights.append(model.architecture.weight.detach().cpu().numpy().copy())  # type: ignore
-    assert weights[0] == pytest.approx(weights[1], abs=1e-6)
-
-
-def test_gradients_are_clipped_and_bf16_trains() -> None:
-    x, y = data()
-    clipped = model_of(clip=1e-9)
-    before = clipped.architecture[0].weight.detach().clone()  # type: ignore[index]
-    clipped.do_train_step(x, y, lr=1.0)
-    assert torch.allclose(before, clipped.architecture[0].weight, atol=1e-7)  # type: ignore[index]
-    mixed = model_of(precision="bf16")
-    assert isinstance(float(mixed.do_train_step(x, y, lr=0.1)), float)
-    assert mixed.do_inf_step(x).dtype == np.float32
-
-
-def test_weights_are_saved_as_safetensors(tmp_path: Path) -> None:
-    x, _ = data()
-    first, second = (
-        model_of(),
-        TorchModel(torch.nn.Sequential(*network()), torch.nn.Softmax(-1), abs, torch.optim.SGD),
-    )
-    first.save(tmp_path / "models" / "m.safetensors")
-    torch.nn.init.zeros_(second.architecture[0].weight)  # type: ignore[index]
-    second.load(tmp_path / "models" / "m.safetensors")
-    assert np.array_equal(first.do_inf_step(x), second.do_inf_step(x))
-    other = TorchModel(network(9), abs, abs, torch.optim.SGD)
-    with pytest.raises(InvalidInput, match="(?s)has no weights of this model: .*size mismatch"):
-        other.load(tmp_path / "models" / "m.safetensors")
-    with pytest.raises(InvalidInput, match="cannot read weights"):
-        other.load(tmp_path / "nothing")
-
-
-def test_an_error_in_the_source_reaches_the_caller_and_ends_the_thread() -> None:
-    def load(number: int) -> float:
-        if number == 7:
-            raise ZeroDivisionError("item 7")
-        return 1.0
-
-    batches = Infinite(
-        load_by_random_id(load, load, ids=range(9), random_state=0),
-        batch_size=2,
-        n_iters_per_epoch=100,
-    )
-    with pytest.raises(ZeroDivisionError, match="item 7"):
-        train_model(Plain(), batches, 1, lr=1)
-    assert not [thread for thread in threading.enumerate() if thread.name == "batches"]
-    with pytest.raises(ZeroDivisionError, match="item 7"):
-        list(batches)
-
-
-def test_a_source_that_hangs_does_not_keep_others_from_ending(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(streams, "_CLOSE_SECONDS", 0.05)
-    blocked, release = threading.Event(), threading.Event()
-
-    def load(number: int) -> int:
-        if number == 2 and not release.is_set():
-            blocked.set()
-            release.wait(30)
-        return number
-
-    class Numbers:
-        def __iter__(self) -> Iterator[int]:
-            return map(load, itertools.count())
-
-    batches = Infinite(Numbers(), batch_size=1, n_iters_per_epoch=2)
-    with batches:
-        assert batches.take()[0] == [0]
-        assert blocked.wait(30)
-    release.set()
-    assert [array.tolist() for (array,) in batches] == [[1], [2]]
-    assert [array.tolist() for (array,) in batches] == [[3], [4]]
-
-
-def test_what_was_ready_is_kept_for_the_next_time() -> None:
-    def numbers() -> Iterator[int]:
-        number = 0
-        while True:
-            yield number
-            number += 1
-
-    batches = Infinite(numbers(), batch_size=2, n_iters_per_epoch=3)
-    taken = [array.tolist() for _ in range(3) for (array,) in batches]
-    assert taken == [[2 * n, 2 * n + 1] for n in range(9)]
-
-
-def test_a_source_that_ends_is_told_of() -> None:
-    batches = Infinite(iter([(1, 2)] * 5), batch_size=2, n_iters_per_epoch=3)
-    with pytest.raises(InvalidInput, match="has ended; it must go on for ever"):
-        list(batches)
 
 
 def test_a_loss_that_is_no_number_names_step_and_ids() -> None:
