@@ -4,7 +4,6 @@ import ast
 import inspect
 import re
 from pathlib import Path
-from typing import Any
 
 import superduper
 from superduper.collection import Collection
@@ -50,10 +49,10 @@ def serve_it(folder: Path, snippet: str) -> None:
     """What the page says under "Over HTTP", in the same folder."""
     command = command_of(QUICKSTART, "superduper up").replace("./", f"{folder}/").split()[1:]
     with running(folder / "up.log", *command, "--port", "0", "--json") as up:
-        names: dict[str, Any] = {}
         snippet = snippet.replace("http://127.0.0.1:8000", up.ready["url"])
-        exec(snippet.replace("sd_...", up.ready["token"]), names)
-        assert names["docs"].count_documents({"y": {"$exists": True}}) == 400
+        snippet = snippet.replace("sd_...", up.ready["token"])
+        done = run_script(f'{snippet}print(docs.count_documents({{"_fill.y.version": 1}}))', folder)
+        assert (done.stdout, done.stderr) == ("200\n", "")
         curl = re.search(
             r"-d '(.*?)' +http://127\.0\.0\.1:8000(\S+)", command_of(QUICKSTART, "curl")
         )
