@@ -1,0 +1,159 @@
+"""Where the harness runs: an embedded store of its own, a proxy, and workers behind the proxy."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+from pymongo.uri_parser import parse_uri
+
+from superduper.connection import Client
+from superduper.imputations.imputation import Imputations
+from superduper.store.embedded import attach
+from superduper.store.folder import Folder
+from superduper.store.servers import answers
+from tests.chaos.answer import model
+from tests.jobs.proxy import Proxy
+
+LEASE_SECONDS = 3.0
+PREDICT_SECONDS = 3.0
+STORE_SECONDS = 90.0
+NAME = "fill"
+
+
+class Workers:
+    """Worker processes in slots; whoever kills one sees to its successor."""
+
+    def __init__(self, address: str, folder: Path, slots: int) -> None:
+        self._address = address
+        self._folder = folder
+        self.processes: list[subprocess.Popen[bytes] | None] = [None] * slots
+        self._started_at = [0.0] * slots
+        self.ended = 0
+
+    def start(self, slot: int) -> None:
+        """Start a worker in a slot that is free."""
+        if self.processes[slot] is not None:
+            return
+        self._started_at[slot] = time.monotonic()
+        with (self._folder / f"worker{slot}.log").open("ab") as log:
+            self.processes[slot] = subprocess.Popen(
+                [sys.executable, "-m", "superduper.imputations.work", self._address],
+                env={
+                    **os.environ,
+                    "SUPERDUPER_LEASE_SECONDS": str(LEASE_SECONDS),
+                    "SUPERDUPER_PREDICT_TIMEOUT": str(PREDICT_SECONDS),
+                },
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def signal(self, slot: int, number: int) -> bool:
+        """Send a signal to a worker; False if there is none."""
+        process = self.processes[slot]
+        if process is None or process.poll() is not None:
+            return False
+        process.send_signal(number)
+        return True
+
+    def kill(self, slot: int) -> bool:
+        """kill -9; False if there was nothing to kill."""
+        there = self.signal(slot, signal.SIGKILL)
+        process, self.processes[slot] = self.processes[slot], None
+        if process is not None:
+            process.wait(timeout=30)
+        return there
+
+    def older_than(self, seconds: float) -> list[int]:
+        """The slots whose workers run for so long."""
+        latest = time.monotonic() - seconds
+        there = [slot for slot, process in enumerate(self.processes) if process is not None]
+        return [slot for slot in there if self._started_at[slot] < latest]
+
+    def replace_ended(self) -> None:
+        """Start anew what ended by itself, as a supervisor does."""
+        for slot, process in enumerate(self.processes):
+            if process is not None and process.poll() is not None:
+                self.ended += 1
+                self.processes[slot] = None
+                self.start(slot)
+
+
+class Place:
+    """A store with a live watcher, and what can be done to it."""
+
+    def __init__(self, folder: Path, client: Client, proxy: Proxy) -> None:
+        self.folder = folder
+        self.client = client
+        self.proxy = proxy
+        self.address = client.address
+        through = f"mongodb://127.0.0.1:{proxy.port}/?directConnection=true"
+        self.workers = Workers(through, folder, 2)
+        self.live = 1
+        self._port = parse_uri(self.address)["nodelist"][0][1]
+
+    def declare(self) -> None:
+        """Register the model and let it fill y from x."""
+        docs = self.client["chaos"]["docs"]
+        docs.create_model("answer", model(1))
+        docs.create_watcher(NAME, model="answer", key="x", target="y")
+
+    def promote(self, database: Any) -> None:
+        """Register the next version of the model and make it live."""
+        made = self.client["chaos"]["docs"].create_model("answer", model(self.live + 1))
+        Imputations(database).activate(
+            "docs",
+            NAME,
+            self.live + 1,
+            by="chaos",
+            reason="chaos",
+            model_version=made["version"],
+        )
+        self.live += 1
+
+    def kill_store(self) -> None:
+        """kill -9 of the store's server; its keeper starts it again on the same port."""
+        state = Folder(self.folder / "store").read_state()
+        assert state is not None, "the store has no keeper"
+        for child in psutil.Process(state.pid).children():
+            if str(self._port) in child.cmdline():
+                child.kill()
+                child.wait(timeout=30)
+        until(lambda: answers(self._port), STORE_SECONDS, "the store is not back")
+
+
+def until(condition: Callable[[], object], seconds: float, complaint: str) -> None:
+    """Wait for a condition, with a deadline."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{complaint} after {seconds:g} s")
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def place() -> Iterator[Place]:
+    """A place in a folder of its own; nothing of it is left afterwards."""
+    with tempfile.TemporaryDirectory(prefix="superduper-chaos-") as name:
+        folder = Path(name)
+        os.environ["SUPERDUPER_HOME"] = str(folder / "home")
+        attachment = attach(folder / "store")
+        client = Client(attachment.address, attachment)
+        proxy = Proxy(parse_uri(client.address)["nodelist"][0][1])
+        here = Place(folder, client, proxy)
+        try:
+            yield here
+        finally:
+            for slot in range(len(here.workers.processes)):
+                here.workers.kill(slot)
+            proxy.close()
+            client.close()
+            until(lambda: not Folder(folder / "store").has_keeper(), 60, "the keeper goes on")
