@@ -27,6 +27,8 @@ BACKOFF_SECONDS = 2.0
 RUNNING_SECONDS = 120.0
 NAME = "superduper.failures"
 WAITING = ("retry", "running")
+# Errors of documents that took the model's process, or a worker, along.
+KILLED = ("ChildDied", "TimedOut", "TooLarge", "WorkerDied")
 MESSAGE_LENGTH = 2000
 TRACEBACK_LENGTH = 8000
 SWEEP = 500
@@ -108,6 +110,11 @@ class Failures:
             "next_at": now + int(1000 * BACKOFF_SECONDS**attempts),
         }
         self._note((case, {**fields, "error": _shortened(error)}) for case, error in failed)
+
+    def suspect(self, cases: Iterable[Case]) -> None:
+        """Have documents tried by themselves that killed another version with the same input."""
+        fields = {"state": "retry", "attempts": 0, "next_at": 0}
+        self._note((case, fields) for case in cases)
 
     def withhold(self, cases: Iterable[tuple[Case, float | None]], now: int) -> None:
         """Note documents whose value was not sure enough to be written."""

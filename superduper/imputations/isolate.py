@@ -52,9 +52,9 @@ class Patience:
 class BatchSize:
     """How many documents go into one batch: halved when one fails, grown back when all is well."""
 
-    def __init__(self, largest: int) -> None:
+    def __init__(self, largest: int, first: int | None = None) -> None:
         self.largest = largest
-        self.now = largest
+        self.now = min(first or largest, largest)
         self._well = 0
 
     def shrink(self) -> None:

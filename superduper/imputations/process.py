@@ -20,7 +20,7 @@ from pymongo.database import Database
 from superduper.imputations.corrections import releases
 from superduper.imputations.decide import RAW, Work, decide, projection, split_outputs
 from superduper.imputations.events import Echoes
-from superduper.imputations.failures import MAX_ATTEMPTS, Case, Failures, key_of
+from superduper.imputations.failures import KILLED, MAX_ATTEMPTS, Case, Failures, key_of
 from superduper.imputations.fill import Fill, Written, removal_of, update_of, write
 from superduper.imputations.imputation import ImputationRecord
 from superduper.imputations.isolate import Isolation, Outcome
@@ -57,6 +57,7 @@ class Prepared:
     failed: list[tuple[Case, Mapping[str, Any]]] = field(default_factory=list)
     withheld: list[tuple[Case, float | None]] = field(default_factory=list)
     clearing: list[Work] = field(default_factory=list)
+    suspects: list[Case] = field(default_factory=list)
     released: list[UpdateOne] = field(default_factory=list)
     settled: list[Any] = field(default_factory=list)
     known: set[bytes] = field(default_factory=set)
@@ -196,6 +197,8 @@ class Filler:
             failure = known.get(key)
             if work.stale and self.record.spec.get("on_input_change") == "clear":
                 prepared.clearing.append(work)
+            elif failure is not None and _killed_another(failure, work.case):
+                prepared.suspects.append(work.case)
             elif failure is None or key in prepared.attempts or not _stands(failure, work.case):
                 works[key] = work
         prepared.settled = [each["document"] for key, each in known.items() if key not in needy]
@@ -293,6 +296,7 @@ class Filler:
         for attempts, failed in by_attempts.items():
             self.failures.fail(failed, attempts, now)
         self.failures.withhold(prepared.withheld, now)
+        self.failures.suspect(prepared.suspects)
         self.counters.add("failed", len(prepared.failed))
         self.counters.add("withheld", len(prepared.withheld))
 
@@ -327,6 +331,13 @@ def _unsettled(prepared: Prepared) -> list[Any]:
     refused = _refused(prepared)
     filled = {key_of(work.document_id): work.document_id for work, _ in prepared.fills}
     return [each for key, each in filled.items() if key not in refused]
+
+
+def _killed_another(failure: Mapping[str, Any], case: Case) -> bool:
+    """Whether the same input took the process of another version along: no batch should have it."""
+    if failure["input"] != case.input or failure["version"] == case.version:
+        return False
+    return (failure.get("error") or {}).get("type") in KILLED
 
 
 def _stands(failure: Mapping[str, Any], case: Case) -> bool:

@@ -21,6 +21,9 @@ from superduper.imputations.process import Filler
 from superduper.imputations.provenance import BASE, fill_path
 
 LARGEST_BATCH = 500
+# What a batch came to is kept only when it is written: where workers die often and documents kill
+# the model, a large first batch would be begun over and over.
+FIRST_BATCH = 32
 LARGEST_BATCH_BYTES = 16 << 20
 CHECKPOINT_SECONDS = 1.0
 
@@ -74,7 +77,7 @@ class Scan:
         self.record = record
         self.filler = filler
         self.stop = stop
-        self.size = BatchSize(LARGEST_BATCH)
+        self.size = BatchSize(LARGEST_BATCH, FIRST_BATCH)
         self.seen = int(record.scan.get("seen", 0))
         self.filled = int(record.scan.get("filled", 0))
         self._saved_at = 0.0

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from superduper.imputations import failures
 from superduper.imputations.failures import Case, Failures, key_of
 from superduper.imputations.hosting import open_hosts
 from superduper.imputations.isolate import BatchSize, Isolation, ModelUnusable, Patience
+from superduper.imputations.provenance import input_hash
 
 IDS: list[Any] = [1, "1", ObjectId(), {"a": 1}, None, 2.5]
 
@@ -283,3 +285,21 @@ def test_patience_is_learned_and_limited() -> None:
     assert patience.seconds(1000) == 30.0
     assert patience.seconds(1, attempt=2) == 4.0
     assert patience.seconds(1, attempt=3) == 30.0
+
+
+def test_what_killed_one_version_is_tried_by_itself_with_the_next(database: Database[Any]) -> None:
+    """Or each new version would begin with a batch of nothing but culprits."""
+    first = Filling(database)
+    first.docs.insert_many([{"_id": each, "x": each} for each in range(3)])
+    case = Case(1, input_hash([1]), 1)
+    killed = {"type": "ChildDied", "message": "signal 11", "traceback": ""}
+    first.filler.failures.fail([(case, killed)], 3, 0)
+    second = Filling(database, record=replace(record_of(), active=2))
+    second.filler.fill_ids([0, 1, 2])
+    assert second.predictor.asked == [0, 2]
+    [failure] = second.failures().values()
+    assert (failure["state"], failure["attempts"], failure["version"]) == ("retry", 0, 2)
+    [due] = second.filler.failures.due(0, 10)
+    second.filler.retry(due)
+    assert second.failures() == {}
+    assert second.docs.count_documents({"y": {"$exists": True}, "_fill.y.version": 2}) == 3
