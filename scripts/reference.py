@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from superduper import errors
-from superduper.commands import PLURALS, all_commands
+from superduper.command import PLURALS
+from superduper.commands import all_commands
 from superduper.settings import SETTINGS
 from superduper_server.cli_root import superduper
 

@@ -8,7 +8,8 @@ from pymongo.collection import Collection as MongoCollection
 from pymongo.results import DeleteResult, InsertManyResult, InsertOneResult, UpdateResult
 
 from superduper import commands
-from superduper.commands import Transport, build
+from superduper.command import Command, build
+from superduper.commands import Transport
 from superduper.cursor import Cursor, filter_of, sort_keys
 from superduper.display import Table
 from superduper.errors import InvalidInput
@@ -279,7 +280,7 @@ class Collection:
         rows = self._send_about(commands.Highscores, metric=metric, limit=limit)
         return Table(rows, SCORE_COLUMNS)
 
-    def _send_about(self, command: type[commands.Command], **fields: Any) -> Any:
+    def _send_about(self, command: type[Command], **fields: Any) -> Any:
         return self._transport.send(build(command, collection=self.name, **fields))
 
 

@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 from superduper import settings
 from superduper.collection import Database
-from superduper.commands import Command, FindDocuments
+from superduper.command import Command
+from superduper.commands import FindDocuments
 from superduper.errors import InvalidInput
 
 EMBEDDED = "embedded:"

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
-from superduper.commands import FindDocuments, Transport, build
+from superduper.command import build
+from superduper.commands import FindDocuments, Transport
 from superduper.errors import InvalidInput
 from superduper.fields.codec import decode_document
 

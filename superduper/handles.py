@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from superduper import commands
-from superduper.commands import Transport, build
+from superduper.command import build
+from superduper.commands import Transport
 from superduper.display import Table, html_table
 from superduper.errors import SuperduperError, TimedOut, UserCodeError, error_of
 from superduper.fields.codec import decode, encode

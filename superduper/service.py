@@ -6,7 +6,7 @@ from typing import Any
 from pymongo.database import Database
 
 from superduper import commands
-from superduper.commands import Command
+from superduper.command import Command
 from superduper.handlers import components, documents, imputations, jobs, predictions
 from superduper.handlers.context import Context
 from superduper.store.mongo import database_errors

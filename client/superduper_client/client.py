@@ -5,7 +5,8 @@ from typing import Any, Self
 
 from superduper import settings
 from superduper.collection import Database
-from superduper.commands import Command, FindDocuments, ShowStatus, build
+from superduper.command import Command, build
+from superduper.commands import FindDocuments, ShowStatus
 from superduper.errors import InvalidInput, NotFound
 from superduper_client.http import HttpTransport
 

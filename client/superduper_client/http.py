@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 import httpx2
 
 from superduper import commands
-from superduper.commands import Command, FindDocuments, InsertDocuments
+from superduper.command import Command
+from superduper.commands import FindDocuments, InsertDocuments
 from superduper.errors import InvalidInput, NotReady, SuperduperError, TimedOut, TooManyRequests
 from superduper.version import __version__
 from superduper_client import wire

@@ -11,9 +11,8 @@ from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.raw_bson import RawBSONDocument
 from pydantic import BaseModel
 
+from superduper.command import PLURALS, Command
 from superduper.commands import (
-    PLURALS,
-    Command,
     CountDocuments,
     FindDocuments,
     InsertDocuments,

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from starlette.datastructures import Headers
 from starlette.routing import BaseRoute, Match
 
-from superduper.commands import Role
+from superduper.command import Role
 from superduper.errors import NotAllowed, SuperduperError, TooManyRequests, Unauthorized
 from superduper.store.mongo import database_errors
 from superduper_server.limits import Application, Receive, Scope, Send

@@ -113,7 +113,7 @@ def mongo_of(uri: str, database: str | None) -> Iterator[Any]:
 
 def ask(transport: Any, command: Any, **fields: Any) -> Any:
     """The answer to a command."""
-    from superduper.commands import build
+    from superduper.command import build
 
     return transport.send(build(command, **fields))
 

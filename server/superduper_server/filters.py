@@ -9,7 +9,7 @@ from typing import Any
 
 from bson import Code, DBRef, Regex
 
-from superduper.commands import Command
+from superduper.command import Command
 from superduper.errors import InvalidInput
 from superduper.fields.json import from_json
 

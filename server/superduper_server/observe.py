@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from superduper.commands import explain
+from superduper.command import explain
 from superduper.errors import InvalidInput, NotFound, SuperduperError
 from superduper_server.bodies import wants_bson, write_error
 from superduper_server.limits import Application, Message, MethodNotAllowed, Receive, Scope, Send

@@ -9,7 +9,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 
 from superduper import commands
-from superduper.commands import PLURALS, Command, Role, build
+from superduper.command import PLURALS, Command, Role, build
 from superduper.errors import InvalidInput
 from superduper_server import bodies
 from superduper_server.backend import Backend, refused_values, unless_gone

@@ -10,7 +10,7 @@ from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
 from superduper import commands
-from superduper.commands import build
+from superduper.command import Command, build
 from superduper.errors import TooManyRequests
 from superduper.fields.json import dumps
 from superduper_server import bodies
@@ -118,7 +118,7 @@ def add_streams(router: Router) -> None:
 
 def _add(
     router: Router,
-    command: type[commands.Command],
+    command: type[Command],
     path: str,
     answer: Any,
     *,

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from superduper.commands import Role, Route
+from superduper.command import Role, Route
 from superduper.store.mongo import database_errors
 from superduper_server.backend import Backend
 from superduper_server.routes import Endpoint

@@ -12,7 +12,7 @@ from typing import Any
 
 from pymongo.database import Database
 
-from superduper.commands import Role
+from superduper.command import Role
 from superduper.errors import NotFound
 
 ROLES: tuple[Role, ...] = ("reader", "writer", "trainer", "admin")

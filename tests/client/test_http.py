@@ -12,7 +12,7 @@ import pytest
 from bson import ObjectId
 
 from superduper import commands, errors
-from superduper.commands import build
+from superduper.command import Command, build
 from superduper_client import wire
 from superduper_client.http import HttpTransport
 from tests.client.answering import Answers, Reply, refusal, result, serving
@@ -141,7 +141,7 @@ SAMPLES: dict[str, Any] = {
 
 @pytest.mark.parametrize("command", commands.all_commands())
 def test_every_command_arrives_where_its_route_says(
-    answers: Answers, transport: HttpTransport, command: type[commands.Command]
+    answers: Answers, transport: HttpTransport, command: type[Command]
 ) -> None:
     required = [name for name, row in command.model_fields.items() if row.is_required()]
     answers.replies = [result({"inserted_ids": []})]
@@ -310,7 +310,7 @@ def test_answers_of_others_are_told_apart(
     ],
 )
 def test_reading_is_repeated_until_it_works(
-    answers: Answers, transport: HttpTransport, failure: Reply, command: commands.Command
+    answers: Answers, transport: HttpTransport, failure: Reply, command: Command
 ) -> None:
     answers.replies = [failure, failure, result("in the end")]
 
@@ -380,7 +380,7 @@ def test_repeating_ends(answers: Answers) -> None:
 
 
 @pytest.mark.parametrize("command", [STATUS, INSERT])
-def test_when_nobody_listens_the_error_names_the_url(command: commands.Command) -> None:
+def test_when_nobody_listens_the_error_names_the_url(command: Command) -> None:
     url = f"http://127.0.0.1:{unused_port()}"
     transport = HttpTransport(url, retry_seconds=0.3)
 
@@ -390,7 +390,7 @@ def test_when_nobody_listens_the_error_names_the_url(command: commands.Command) 
 
 
 @pytest.mark.parametrize("command", [STATUS, INSERT])
-def test_a_server_that_starts_a_little_later_is_found(command: commands.Command) -> None:
+def test_a_server_that_starts_a_little_later_is_found(command: Command) -> None:
     answers = Answers()
     answers.replies = [result({"inserted_ids": [1]})]
     port = unused_port()

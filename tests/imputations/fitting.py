@@ -7,6 +7,7 @@ import torch
 from pymongo.database import Database
 
 from superduper import commands
+from superduper.command import build
 from superduper.fields import codec
 from superduper.fields.sealing import seal
 from superduper.imputations.fit import FitContext, fit
@@ -93,7 +94,7 @@ class Fitting:
             "seed": 1,
             **settings,
         }
-        command = commands.build(commands.CreateImputation, collection=self.collection, **chosen)
+        command = build(commands.CreateImputation, collection=self.collection, **chosen)
         pins: dict[str, Any] = {"model": 1, "metrics": {name: 1 for name in command.metrics}}
         if command.loss:
             pins["loss"] = 1

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from pymongo.database import Database
 from starlette.testclient import TestClient
 
-from superduper.commands import Role
+from superduper.command import Role
 from superduper.service import Service
 from superduper_server.app import build_app
 from superduper_server.limits import Limits

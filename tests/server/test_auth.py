@@ -12,7 +12,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from superduper.commands import Role
+from superduper.command import Role
 from superduper_server.auth import Authenticator, FailureLimit
 from superduper_server.pool import Pool
 from superduper_server.tokens import ROLES, Tokens, hash_of, matches

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from superduper import commands
-from superduper.commands import build
+from superduper.command import build
 from superduper_server import docs_page, token_routes
 from superduper_server.examples import EXAMPLES
 

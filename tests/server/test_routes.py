@@ -10,7 +10,7 @@ from pymongo.database import Database
 from starlette.testclient import TestClient
 
 from superduper import commands
-from superduper.commands import PLURALS
+from superduper.command import PLURALS
 from superduper_server.routes import untraced
 
 DOCUMENTS = "/v1/collections/docs/documents"

@@ -1,0 +1,67 @@
+"""What a command is, and how one is made: checked once, frozen, with its place in the REST API."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from superduper.errors import InvalidInput
+from superduper.names import check_collection, check_keys, check_name, check_path
+
+Kind = Literal["function", "model", "loss", "metric", "trainer", "encoder"]
+PLURALS: dict[str, str] = {
+    "function": "functions",
+    "model": "models",
+    "loss": "losses",
+    "metric": "metrics",
+    "trainer": "trainers",
+    "encoder": "encoders",
+}
+Role = Literal["reader", "writer", "trainer", "admin"]
+
+
+Name = Annotated[str, AfterValidator(check_name)]
+CollectionName = Annotated[str, AfterValidator(check_collection)]
+Path = Annotated[str, AfterValidator(check_path)]
+Keys = Annotated[str | tuple[str, ...], AfterValidator(check_keys)]
+Document = dict[str, Any]
+Version = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class Route:
+    """A command's place in the REST API, and the least role that may use it."""
+
+    method: Literal["GET", "POST", "PUT", "DELETE"]
+    path: str
+    role: Role = "reader"
+    status: int = 200
+
+
+class Command(BaseModel):
+    """One request. Fields named in the route's path come from there, others from body or query."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    route: ClassVar[Route]
+
+
+C = TypeVar("C", bound=Command)
+
+
+def build(command: type[C], **fields: Any) -> C:
+    """A checked command.
+
+    Raises InvalidInput that names the first wrong field.
+    """
+    try:
+        return command(**fields)
+    except ValidationError as error:
+        raise InvalidInput(explain(error)) from error
+
+
+def explain(error: ValidationError) -> str:
+    """The first problem of a validation error in one line, without echoing the input."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"][:4])
+    text = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {text}"[:400] if where else text[:400]
