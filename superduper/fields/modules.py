@@ -37,7 +37,7 @@ def is_local(name: str) -> bool:
 
 def local_modules() -> list[ModuleType]:
     """The loaded modules that no worker could import, `__main__` apart."""
-    names = [name for name in list(sys.modules) if name != "__main__" and is_local(name)]
+    names = [name for name in sys.modules.copy() if name != "__main__" and is_local(name)]
     return [sys.modules[name] for name in names if isinstance(sys.modules[name], ModuleType)]
 
 
@@ -92,7 +92,8 @@ def _of_path_files(folder: Path) -> Iterator[Path]:
 
 def _editable(top: str) -> Iterator[Path]:
     """Places of packages that setuptools installed in editable mode, through an import hook."""
-    for name, module in list(sys.modules.items()):
+    # A copy in one step: another thread may be importing.
+    for name, module in sys.modules.copy().items():
         mapping = getattr(module, "MAPPING", None)
         if name.startswith("__editable___") and isinstance(mapping, dict) and top in mapping:
             yield Path(mapping[top])
