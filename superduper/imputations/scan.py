@@ -86,6 +86,8 @@ class Scan:
         """Walk to the end; False if it was stopped or another scan was asked for."""
         if not self.imputations.set_scan(self.record, state="running"):
             return False
+        # Also where nothing is missing yet: the first insert is not to wait for the model.
+        self.filler.isolation.make_ready()
         with ThreadPoolExecutor(1, thread_name_prefix="fill") as writer:
             if not self._walk(writer):
                 return False
