@@ -1,8 +1,6 @@
 """Fits on a real store with real children: what is learned from, what comes of it, what fails."""
 
 import threading
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,6 +17,7 @@ from superduper.imputations.provenance import fill_record, value_hash
 from superduper.jobs.queue import Cancelled
 from superduper.training.runs import Runs
 from tests.imputations.fitting import Classifier, Fitting, Labels, equal, points
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -348,7 +347,7 @@ def test_a_cancelled_fit_ends_soon_and_changes_nothing(fitting: Fitting) -> None
     job = fitting.claim(record)
 
     def cancel() -> None:
-        wait_for(lambda: fitting.queue.get(job.id)["progress"].get("phase") == "training")
+        until(lambda: fitting.queue.get(job.id)["progress"].get("phase") == "training")
         fitting.queue.cancel(job.id)
 
     thread = threading.Thread(target=cancel)
@@ -431,10 +430,3 @@ def test_the_hash_of_a_value_depends_on_its_type() -> None:
     assert value_hash(1) != value_hash(1.0) != value_hash("1")
     assert value_hash(codec.encode({"a": [1]})) == value_hash({"a": [1]})
     assert len(value_hash(None)) == 16
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)

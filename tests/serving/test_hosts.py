@@ -1,6 +1,5 @@
 """Many models in one process: who is kept, who has to go, and that nobody loses a request."""
 
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,6 +12,7 @@ from superduper.errors import ChildDied, NotReady, TimedOut
 from superduper.imputations.hosting import open_hosts
 from superduper.serving.hosts import Hosts
 from superduper.store.registry import Registry
+from tests.waiting import until
 
 SOON = 60.0
 
@@ -46,18 +46,11 @@ def children() -> list[psutil.Process]:
     return [child for child in found if "superduper.jobs.child_main" in child.cmdline()]
 
 
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + SOON
-    while not condition():
-        assert time.monotonic() < deadline, "it did not become true in time"
-        time.sleep(0.02)
-
-
 def test_the_least_recently_used_model_goes(hosts: Hosts, register: Callable[..., Any]) -> None:
     models = {factor: register(f"m{factor}", Times(factor)) for factor in (1, 2, 3)}
     for factor in (1, 2, 1, 3):
         assert hosts.predict(models[factor], [2.0]) == [{"value": 2.0 * factor}]
-    until(lambda: len(children()) == 2)
+    until(lambda: len(children()) == 2, seconds=SOON)
     before = {child.pid for child in children()}
     assert hosts.predict(models[1], [1.0], timeout=20) == [{"value": 1.0}]
     assert {child.pid for child in children()} == before, "model 1 had been kept"
@@ -94,7 +87,7 @@ def test_nobody_loses_a_request_when_models_crowd_each_other_out(
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(ask, range(6)))
     hosts.close()
-    until(lambda: not children())
+    until(lambda: not children(), seconds=SOON)
 
 
 def test_only_the_killers_request_fails(hosts: Hosts, register: Callable[..., Any]) -> None:
@@ -118,7 +111,7 @@ def test_closing_ends_the_processes(hosts: Hosts, register: Callable[..., Any]) 
     model = register("m", Times(2))
     assert hosts.predict(model, [1.0]) == [{"value": 2.0}]
     hosts.close()
-    until(lambda: not children())
+    until(lambda: not children(), seconds=SOON)
     with pytest.raises(NotReady):
         hosts.predict(model, [1.0])
     with pytest.raises(NotReady):
