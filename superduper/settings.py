@@ -36,6 +36,7 @@ SETTINGS = (
     Setting("CHILD_MEMORY_MB", "8192", "MiB of memory for a process that runs user code."),
     Setting("PREDICT_TIMEOUT", "30", "Seconds a prediction may take before its process is ended."),
     Setting("BODY_LIMIT_MB", "64", "Largest request body the server accepts, in MiB."),
+    Setting("REGISTER_CODE", "auto", "Whether a server takes code: yes, no, auto (on loopback)."),
     Setting("CACHE", "", "Folder for training data of fits; default: the system's temporary one."),
     Setting("LEASE_SECONDS", "10", "How long a worker may be silent before another takes over."),
 )

@@ -18,15 +18,22 @@ from superduper_server.docs_page import add_docs
 from superduper_server.health import add_health
 from superduper_server.limits import BodyLimit, Limits
 from superduper_server.observe import Figures, Front
-from superduper_server.routes import PREDICTIONS, Router, command_endpoints
+from superduper_server.routes import PREDICTIONS, Router, command_endpoints, registering
 from superduper_server.streams import add_streams
 from superduper_server.token_routes import token_endpoints
 
 
-def build_app(service: Service, *, insecure: bool = False, limits: Limits | None = None) -> FastAPI:
+def build_app(
+    service: Service,
+    *,
+    insecure: bool = False,
+    register_code: bool = True,
+    limits: Limits | None = None,
+) -> FastAPI:
     """The app for a service; its database is the one that is served.
 
-    `insecure` asks for no tokens: only for a server that listens on loopback.
+    `insecure` asks for no tokens: only for a server that listens on loopback. Without
+    `register_code` nobody can register code here, not even an administrator.
     `app.state.backend` is what its endpoints share; the service is closed by whoever made it.
     """
     limits = limits or Limits.from_settings()
@@ -47,7 +54,8 @@ def build_app(service: Service, *, insecure: bool = False, limits: Limits | None
         failures = FailureLimit(limits.failed_logins)
         authenticator = Authenticator(backend.tokens, backend.control, failures)
     app.add_middleware(BodyLimit, limits=limits)
-    app.add_middleware(Guard, table=router.table, authenticator=authenticator)
+    closed = frozenset() if register_code else registering(endpoints)
+    app.add_middleware(Guard, table=router.table, closed=closed, authenticator=authenticator)
     app.add_middleware(Front, figures=figures)
     app.state.backend = backend
     app.state.table = router.table

@@ -25,6 +25,11 @@ WINDOW_SECONDS = 60.0
 LOOKUP_SECONDS = 10.0
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
+CODE_IS_CLOSED = (
+    "this server takes no code: register from a program that reaches the database itself, or start "
+    "the server with --register-code"
+)
+
 # Which role a route needs, by method and path template; None is for everybody.
 Table = Mapping[tuple[str, str], Role | None]
 
@@ -154,9 +159,16 @@ class Guard:
     the Host header must name it, or a page in somebody's browser could be made to speak to us.
     """
 
-    def __init__(self, app: Application, table: Table, authenticator: Authenticator | None) -> None:
+    def __init__(
+        self,
+        app: Application,
+        table: Table,
+        closed: frozenset[tuple[str, str]],
+        authenticator: Authenticator | None,
+    ) -> None:
         self.app = app
         self.table = table
+        self.closed = closed
         self.authenticator = authenticator
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -179,6 +191,8 @@ class Guard:
             raise NotAllowed(f"nobody may use {key[0]} {key[1]}: it has no entry in the role table")
         if not identity.may(role):
             raise NotAllowed(f"this needs the role {role}; the token's role is {identity.role}")
+        if key in self.closed:
+            raise NotAllowed(CODE_IS_CLOSED)
 
     async def _identify(self, scope: Scope) -> Identity:
         headers = Headers(scope=scope)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from superduper import settings
+from superduper.errors import InvalidInput
 from superduper_server.cli_options import (
     DEFAULT_PATH,
     database_of,
@@ -26,7 +27,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def listen_options(command: F) -> F:
     """Where and how a server listens."""
+    existing = click.Path(exists=True, dir_okay=False)
     for option in (
+        click.option(
+            "--register-code/--no-register-code",
+            default=None,
+            help="Take code from trainers [default: SUPERDUPER_REGISTER_CODE, else on loopback].",
+        ),
+        click.option("--tls-key", type=existing, help="The certificate's private key (PEM)."),
+        click.option("--tls-certificate", type=existing, help="Serve HTTPS with this (PEM)."),
         click.option(
             "--insecure-bind",
             is_flag=True,
@@ -110,11 +119,19 @@ def _serve(
 
     with connect_mongo(address) as client:
         require_replica_set(client)
-        server = make_server(client[database], **listening)
+        server = make_server(client[database], tls=_tls_of(listening), **listening)
         token = None if listening["insecure"] else _first_token(client[database])
         line = {"url": server.url, "token": token, **told}
         server.when_ready = lambda: _tell(line, as_json=as_json)
         server.run()
+
+
+def _tls_of(listening: dict[str, Any]) -> tuple[str, str] | None:
+    """The files of certificate and key, taken out of the options."""
+    certificate, key = listening.pop("tls_certificate"), listening.pop("tls_key")
+    if bool(certificate) != bool(key):
+        raise InvalidInput("--tls-certificate and --tls-key belong together: pass both")
+    return (certificate, key) if certificate else None
 
 
 def _first_token(database: Any) -> str | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from superduper import settings
-from superduper.errors import InvalidInput, TimedOut, TooLarge
+from superduper.errors import InvalidInput, TimedOut, TooLarge, TooManyRequests
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -17,10 +17,23 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of one server; seconds are deadlines of a request."""
+    """The limits of one server; seconds are deadlines of a request.
+
+    A body may take `receive_seconds` and as long again as it takes at `least_rate` bytes a second;
+    an answer must be read as fast. `values` bounds what a JSON body is made into: a number of two
+    bytes becomes an object of dozens.
+    """
 
     body_bytes: int = 64 * 1024 * 1024
+    all_bodies_bytes: int = 256 * 1024 * 1024
+    values: int = 4_000_000
     receive_seconds: float = 30.0
+    least_rate: int = 32 * 1024
+    head_bytes: int = 32 * 1024
+    headers: int = 100
+    head_seconds: float = 10.0
+    connections: int = 10_000
+    address_connections: int = 512
     threads: int = 32
     waiting: int = 256
     predict_threads: int = 16
@@ -43,18 +56,42 @@ class Limits:
 
 
 class BodyLimit:
-    """ASGI layer: refuses a body that is too large, counted as received, or that never comes."""
+    """ASGI layer: refuses a body that is too large, counted as received, or that comes too slowly.
+
+    What all requests hold at once is limited as well, so that large bodies wait their turn.
+    """
 
     def __init__(self, app: Application, limits: Limits) -> None:
         self.app = app
         self.limits = limits
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         self._check_headers(scope)
-        await self.app(scope, self._counted(receive), send)
+        body = _Body(self, receive)
+        try:
+            await self.app(scope, body.receive, send)
+        finally:
+            self._held -= body.received
+
+    def hold(self, size: int) -> None:
+        """Count bytes that a request holds from now on.
+
+        Raises TooManyRequests if all requests together hold too many.
+        """
+        self._held += size
+        if self._held > self.limits.all_bodies_bytes:
+            raise TooManyRequests("too many large requests at once: try again in a moment")
+
+    def too_large(self) -> TooLarge:
+        """The error for a body over the limit."""
+        return TooLarge(
+            f"the request's body is larger than {self.limits.body_bytes} bytes; "
+            "send less at a time, or raise SUPERDUPER_BODY_LIMIT_MB on the server"
+        )
 
     def _check_headers(self, scope: Scope) -> None:
         for name, value in scope["headers"]:
@@ -63,44 +100,48 @@ class BodyLimit:
                 and value.isdigit()
                 and int(value) > self.limits.body_bytes
             ):
-                raise self._too_large()
+                raise self.too_large()
             if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
                 raise UnsupportedMediaType(
                     "send the body uncompressed: no Content-Encoding is taken"
                 )
 
-    def _counted(self, receive: Receive) -> Receive:
-        received = 0
-        complete = False
 
-        async def counted() -> Message:
-            nonlocal received, complete
-            if complete:
-                return await receive()
-            message = await self._receive_in_time(receive)
-            if message["type"] == "http.request":
-                received += len(message.get("body", b""))
-                complete = not message.get("more_body", False)
-                if received > self.limits.body_bytes:
-                    raise self._too_large()
-            return message
+class _Body:
+    """The body of one request while it comes in."""
 
-        return counted
+    def __init__(self, layer: BodyLimit, receive: Receive) -> None:
+        self.received = 0
+        self._layer = layer
+        self._receive = receive
+        self._is_complete = False
+        self._began = asyncio.get_running_loop().time()
 
-    async def _receive_in_time(self, receive: Receive) -> Message:
+    async def receive(self) -> Message:
+        """The next message, in time."""
+        if self._is_complete:
+            return await self._receive()
+        message = await self._receive_in_time()
+        if message["type"] == "http.request":
+            size = len(message.get("body", b""))
+            self.received += size
+            self._is_complete = not message.get("more_body", False)
+            self._layer.hold(size)
+            if self.received > self._layer.limits.body_bytes:
+                raise self._layer.too_large()
+        return message
+
+    async def _receive_in_time(self) -> Message:
+        limits = self._layer.limits
+        seconds = limits.receive_seconds + self.received / limits.least_rate
         try:
-            async with asyncio.timeout(self.limits.receive_seconds):
-                return await receive()
+            async with asyncio.timeout_at(self._began + seconds):
+                return await self._receive()
         except TimeoutError as error:
             raise TimedOut(
-                f"nothing was received for {self.limits.receive_seconds:g} seconds"
+                f"the request's body was not there after {seconds:g} seconds: it must come at "
+                f"{limits.least_rate} bytes a second or faster"
             ) from error
-
-    def _too_large(self) -> TooLarge:
-        return TooLarge(
-            f"the request's body is larger than {self.limits.body_bytes} bytes; "
-            "send less at a time, or raise SUPERDUPER_BODY_LIMIT_MB on the server"
-        )
 
 
 class MalformedBody(InvalidInput):

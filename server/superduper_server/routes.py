@@ -1,6 +1,6 @@
 """One route for each command, made from the command: path, query, body, role and documentation."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,6 +177,15 @@ def command_endpoints(backend: Backend) -> list[Endpoint]:
         if command is commands.Predict:
             found.append(_endpoint(command, VERSION_PATH, handle, {}, "predict_version"))
     return found
+
+
+def registering(endpoints: Iterable[Endpoint]) -> frozenset[tuple[str, str]]:
+    """Method and path of the endpoints through which code comes in."""
+    return frozenset(
+        (endpoint.method, endpoint.path)
+        for endpoint in endpoints
+        if endpoint.command is commands.RegisterComponent
+    )
 
 
 def _kind_endpoints(

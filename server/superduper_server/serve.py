@@ -4,6 +4,7 @@ import ipaddress
 import logging
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,10 +15,13 @@ import uvicorn
 from fastapi import FastAPI
 from pymongo.database import Database
 
+from superduper import settings
 from superduper.errors import InvalidInput
 from superduper.service import Service
 from superduper_server.app import build_app
 from superduper_server.backend import Backend
+from superduper_server.connections import Connections
+from superduper_server.limits import Limits
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +39,16 @@ class Server(uvicorn.Server):
         bound: socket.socket,
         *,
         insecure: bool,
+        register_code: bool,
+        tls: tuple[str, str] | None = None,
+        limits: Limits | None = None,
     ) -> None:
-        app = build_app(service, insecure=insecure)
-        super().__init__(_config(app))
+        limits = limits or Limits.from_settings()
+        app = build_app(service, insecure=insecure, register_code=register_code, limits=limits)
+        super().__init__(_config(app, Connections(limits), tls))
         self._service = service
         self._bound = bound
+        self._scheme = "https" if tls else "http"
         self.when_ready: Callable[[], None] | None = None
         self.backend: Backend = app.state.backend
 
@@ -47,7 +56,11 @@ class Server(uvicorn.Server):
     def url(self) -> str:
         """Where it is reached."""
         host, port = self._bound.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return (
+            f"{self._scheme}://[{host}]:{port}"
+            if ":" in host
+            else f"{self._scheme}://{host}:{port}"
+        )
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until told to stop, finish what was begun, close the service."""
@@ -78,13 +91,38 @@ def make_server(
     port: int = 0,
     insecure: bool = False,
     insecure_bind: bool = False,
+    register_code: bool | None = None,
+    tls: tuple[str, str] | None = None,
 ) -> Server:
     """A server of a database, bound to its address; `run()` serves until SIGTERM or SIGINT.
 
+    `tls` names the files of a certificate and its key. Whether code may be registered over it is
+    what the setting says, unless it is told: on loopback only, as long as nobody says otherwise.
     Raises InvalidInput if the address cannot be had, or may not be without being told so by name.
     """
-    check_bind(host, insecure=insecure, insecure_bind=insecure_bind)
-    return Server(Service(database), listen(host, port), insecure=insecure)
+    check_bind(host, insecure=insecure, insecure_bind=insecure_bind or tls is not None)
+    if tls is not None:
+        _check_certificate(*tls)
+    if register_code is None:
+        register_code = _may_register(host)
+    bound = listen(host, port)
+    return Server(Service(database), bound, insecure=insecure, register_code=register_code, tls=tls)
+
+
+def _may_register(host: str) -> bool:
+    said = settings.get("REGISTER_CODE").lower()
+    if said not in ("auto", "yes", "no"):
+        raise InvalidInput(f"SUPERDUPER_REGISTER_CODE={said[:20]!r}: it is auto, yes or no")
+    return is_loopback(host) if said == "auto" else said == "yes"
+
+
+def _check_certificate(certificate: str, key: str) -> None:
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+    except OSError as error:  # ssl's own errors are among them
+        raise InvalidInput(
+            f"{certificate} and {key} are not a certificate and its key (PEM): {error}"
+        ) from error
 
 
 def is_loopback(host: str) -> bool:
@@ -110,8 +148,9 @@ def check_bind(host: str, *, insecure: bool, insecure_bind: bool) -> None:
         )
     if not insecure_bind:
         raise InvalidInput(
-            f"on {host} tokens and documents would travel in the clear: listen on 127.0.0.1 behind "
-            "a proxy with TLS, or say --insecure-bind if the network is your own"
+            f"on {host} tokens and documents would travel in the clear: pass --tls-certificate and "
+            "--tls-key, listen on 127.0.0.1 behind a proxy with TLS, or say --insecure-bind if the "
+            "network is your own"
         )
 
 
@@ -138,11 +177,14 @@ def listen(host: str, port: int) -> socket.socket:
     return bound
 
 
-def _config(app: FastAPI) -> uvicorn.Config:
+def _config(app: FastAPI, connections: Connections, tls: tuple[str, str] | None) -> uvicorn.Config:
+    certificate, key = tls or (None, None)
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=connections,  # type: ignore[arg-type]  # is only ever called
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
         ws="none",
         lifespan="on",
         log_config=None,

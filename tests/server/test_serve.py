@@ -3,6 +3,7 @@
 import json
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -15,9 +16,11 @@ import httpx2
 import pytest
 from pymongo.database import Database
 
+from superduper.command import PLURALS
 from superduper.errors import InvalidInput
 from superduper_server.serve import check_bind, is_loopback, make_server
 from superduper_server.tokens import Tokens
+from tests.server.certificates import make_certificate
 from tests.server.running import Running, run, running, serving
 from tests.waiting import until
 
@@ -187,6 +190,77 @@ def test_a_public_address_is_asked_for_by_name(host: str) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
 def test_loopback_is_loopback(host: str) -> None:
     check_bind(host, insecure=True, insecure_bind=False)
+
+
+def test_https(database: Database[Any], tmp_path: Path) -> None:
+    tls = make_certificate(tmp_path)
+    trusted = ssl.create_default_context(cafile=tls[0])
+    with (
+        serving(make_server(database, insecure=True, tls=tls)) as server,
+        httpx2.Client(base_url=server.url, verify=trusted) as http,
+    ):
+        assert server.url.startswith("https://")
+        assert http.get("/v1/status").json()["database"] == database.name
+        plain = server.url.replace("https", "http")
+        with pytest.raises(httpx2.HTTPError):
+            httpx2.get(plain + "/healthz")
+
+
+def test_a_certificate_opens_public_addresses(database: Database[Any], tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path)
+    with pytest.raises(InvalidInput, match="cannot listen"):  # asked for, and not ours
+        make_server(database, host="192.0.2.1", tls=(certificate, key))
+    with pytest.raises(InvalidInput, match="not a certificate and its key"):
+        make_server(database, tls=(certificate, certificate))
+
+
+def test_a_certificate_needs_its_key(tmp_path: Path) -> None:
+    certificate, _ = make_certificate(tmp_path)
+    ended = run("serve", "--tls-certificate", certificate, SUPERDUPER_URI="embedded:/nowhere")
+    assert ended.returncode == 1
+    assert "pass both" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("host", "setting", "told", "taken"),
+    [
+        ("127.0.0.1", "", None, True),
+        ("127.0.0.1", "no", None, False),
+        ("127.0.0.1", "no", True, True),
+        ("0.0.0.0", "", None, False),
+        ("0.0.0.0", "auto", None, False),
+        ("0.0.0.0", "yes", None, True),
+        ("0.0.0.0", "yes", False, False),
+    ],
+)
+def test_code_is_taken_on_loopback_or_where_it_is_told(
+    database: Database[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    host: str,
+    setting: str,
+    told: bool | None,
+    taken: bool,
+) -> None:
+    monkeypatch.setenv("SUPERDUPER_REGISTER_CODE", setting)
+    admin = {"Authorization": f"Bearer {Tokens(database).create('admin')['token']}"}
+    server = make_server(database, host=host, insecure_bind=True, register_code=told)
+    with (
+        serving(server),
+        httpx2.Client(base_url=server.url.replace("0.0.0.0", "127.0.0.1"), headers=admin) as http,
+    ):
+        for kinds in PLURALS.values():
+            answer = http.put(f"/v1/collections/docs/{kinds}/thing", json={})
+            assert answer.status_code == (422 if taken else 403), answer.text
+            assert ("--register-code" in answer.text) is not taken
+        assert http.get("/v1/status").status_code == 200
+
+
+def test_a_setting_that_is_neither_yes_nor_no(
+    database: Database[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUPERDUPER_REGISTER_CODE", "perhaps")
+    with pytest.raises(InvalidInput, match="auto, yes or no"):
+        make_server(database)
 
 
 def test_an_address_that_is_not_ours(database: Database[Any]) -> None:
