@@ -36,6 +36,13 @@ SETTINGS = (
     Setting("CHILD_MEMORY_MB", "8192", "MiB of memory for a process that runs user code."),
     Setting("PREDICT_TIMEOUT", "30", "Seconds a prediction may take before its process is ended."),
     Setting("BODY_LIMIT_MB", "64", "Largest request body the server accepts, in MiB."),
+    Setting("TOKEN_RATE", "2000", "Requests a second that a server takes from one token."),
+    Setting("TOKEN_AT_ONCE", "128", "Requests of one token that a server answers at once."),
+    Setting(
+        "ADDRESS_CONNECTIONS",
+        "512",
+        "Connections that a server takes from one address; raise it behind a proxy.",
+    ),
     Setting("REGISTER_CODE", "auto", "Whether a server takes code: yes, no, auto (on loopback)."),
     Setting("CACHE", "", "Folder for training data of fits; default: the system's temporary one."),
     Setting("LEASE_SECONDS", "10", "How long a worker may be silent before another takes over."),

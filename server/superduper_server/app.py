@@ -19,6 +19,7 @@ from superduper_server.health import add_health
 from superduper_server.limits import BodyLimit, Limits
 from superduper_server.observe import Figures, Front
 from superduper_server.routes import PREDICTIONS, Router, command_endpoints, registering
+from superduper_server.shares import Shares
 from superduper_server.streams import add_streams
 from superduper_server.token_routes import token_endpoints
 
@@ -55,7 +56,9 @@ def build_app(
         authenticator = Authenticator(backend.tokens, backend.control, failures)
     app.add_middleware(BodyLimit, limits=limits)
     closed = frozenset() if register_code else registering(endpoints)
-    app.add_middleware(Guard, table=router.table, closed=closed, authenticator=authenticator)
+    app.add_middleware(
+        Guard, table=router.table, closed=closed, authenticator=authenticator, shares=Shares(limits)
+    )
     app.add_middleware(Front, figures=figures)
     app.state.backend = backend
     app.state.table = router.table

@@ -5,6 +5,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, NoReturn
 
 from starlette.datastructures import Headers
@@ -15,7 +16,8 @@ from superduper.errors import NotAllowed, SuperduperError, TooManyRequests, Unau
 from superduper.store.mongo import database_errors
 from superduper_server.limits import Application, Receive, Scope, Send
 from superduper_server.pool import Pool
-from superduper_server.tokens import TOKEN, Identity, Tokens, matches
+from superduper_server.shares import Shares
+from superduper_server.tokens import INSECURE, TOKEN, Identity, Tokens, matches
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +103,7 @@ class Authenticator:
             raise Unauthorized("the token has expired or was revoked")
         if not self.tokens.is_use_noted(record):
             self._note_use(record)
-        return Identity(record["_id"], record["role"])
+        return Identity(record["_id"], record["role"], record.get("rate"), record.get("at_once"))
 
     def _refuse_stranger(self, address: str) -> NoReturn:
         if self.failures.is_reached(address):
@@ -165,16 +167,20 @@ class Guard:
         table: Table,
         closed: frozenset[tuple[str, str]],
         authenticator: Authenticator | None,
+        shares: Shares,
     ) -> None:
         self.app = app
         self.table = table
         self.closed = closed
         self.authenticator = authenticator
+        self.shares = shares
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             await self._check(scope)
-        await self.app(scope, receive, send)
+        identity = scope.get("identity", INSECURE)
+        with nullcontext() if identity is INSECURE else self.shares.taken(identity):
+            await self.app(scope, receive, send)
 
     async def _check(self, scope: Scope) -> None:
         route = find_route(scope["app"].routes, scope)
@@ -199,7 +205,7 @@ class Guard:
         if self.authenticator is None:
             if _host_of(headers.get("host", "")) not in LOOPBACK_HOSTS:
                 raise NotAllowed("without tokens the server answers only to a loopback Host")
-            return Identity("insecure", "admin")
+            return INSECURE
         address = (scope.get("client") or ("",))[0]
         return await self.authenticator.identify(headers.get("authorization", ""), address)
 

@@ -23,7 +23,10 @@ from superduper_server.cli_options import (
     uri_option,
 )
 
-TOKEN_COLUMNS = ("id", "role", "created_at", "created_by", "expires_at", "last_used", "revoked")
+TOKEN_COLUMNS = (
+    *("id", "role", "rate", "at_once", "created_at", "created_by"),
+    *("expires_at", "last_used", "revoked"),
+)
 SETTING_COLUMNS = ("setting", "value", "source")
 VERSION_COLUMNS = ("package", "version")
 SERVER_COLUMNS = ("server", "program", "used")
@@ -51,24 +54,24 @@ def token() -> None:
     help="What it may do: each role includes those before it; a trainer may run code.",
 )
 @click.option("--expires", help="How long it is good for, as 12h, 30d or 4w [default: for ever].")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Requests a second.")
+@click.option("--at-once", type=click.IntRange(min=1), help="Requests at once.")
 @uri_option
 @database_option
 @json_option
 def token_create(
-    role: str, expires: str | None, uri: str, database: str | None, as_json: bool
+    role: str, expires: str | None, uri: str, database: str | None, as_json: bool, **limits: Any
 ) -> None:
     """Make a token; its text is shown this once.
 
     \b
-    superduper token create --role writer --expires 30d
+    superduper token create --role writer --expires 30d --rate 50
     """
-    seconds = _seconds_of(expires)
+    asked = {"role": role, "seconds": _seconds_of(expires), **limits}
     if is_server(uri):
-        made = _ask_server("POST", uri, "/v1/tokens", {"role": role, "seconds": seconds})
+        made = _ask_server("POST", uri, "/v1/tokens", asked)
     else:
-        made = _in_database(
-            uri, database, lambda tokens: tokens.create(role, seconds=seconds, author="cli")
-        )
+        made = _in_database(uri, database, lambda tokens: tokens.create(**asked, author="cli"))
     if as_json:
         print_json(made)
     else:

@@ -35,6 +35,8 @@ _TOKEN = {
     "role": "writer",
     "created_at": _AT,
     "expires_at": None,
+    "rate": None,
+    "at_once": None,
     "last_used": None,
     "revoked": False,
 }

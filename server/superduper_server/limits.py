@@ -41,9 +41,11 @@ class Limits:
     seconds: float = 30.0
     long_seconds: float = 600.0
     predict_seconds: float = 35.0
-    streams: int = 100
+    streams: int = 200
     documents: int = 1000
     failed_logins: int = 10
+    token_rate: float = 2000.0
+    token_at_once: int = 128
 
     @classmethod
     def from_settings(cls) -> "Limits":
@@ -52,6 +54,9 @@ class Limits:
             body_bytes=int(settings.get_number("BODY_LIMIT_MB") * 1024 * 1024),
             # The prediction's own deadline comes first: it ends the process that hangs.
             predict_seconds=settings.get_number("PREDICT_TIMEOUT") + 5,
+            token_rate=settings.get_number("TOKEN_RATE"),
+            token_at_once=int(settings.get_number("TOKEN_AT_ONCE")),
+            address_connections=int(settings.get_number("ADDRESS_CONNECTIONS")),
         )
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from superduper import commands
 from superduper.command import Command, build
 from superduper.errors import TooManyRequests
 from superduper.fields.json import dumps
+from superduper.store.mongo import database_errors
 from superduper_server import bodies
 from superduper_server.backend import Backend, refused_values
 from superduper_server.limits import Send
@@ -25,6 +27,7 @@ EVENTS_PATH = "/v1/jobs/{id}/events"
 EVENTS = "text/event-stream"
 CHUNK_BYTES = 256 * 1024
 POLL_SECONDS = 0.3
+CHECK_SECONDS = 2.0
 KEEP_ALIVE_SECONDS = 15.0
 FINISHED = ("succeeded", "failed", "cancelled")
 
@@ -64,6 +67,27 @@ class ClosingResponse(StreamingResponse):
         """Send what there is."""
         async with aclosing(self.body_iterator):
             await super().stream_response(send)
+
+
+class Standing:
+    """Whether who asked may still be told: looked up every two seconds of a long answer."""
+
+    def __init__(self, backend: Backend, identity: Identity) -> None:
+        self._backend = backend
+        self._identity = identity
+        self._checked_at = time.monotonic()
+
+    async def check(self) -> None:
+        """Raise Unauthorized if the token was revoked or has expired: that cuts the connection."""
+        if time.monotonic() - self._checked_at < CHECK_SECONDS:
+            return
+        seconds = self._backend.limits.seconds
+        await self._backend.control.run(self._look_up, seconds=seconds)
+        self._checked_at = time.monotonic()
+
+    def _look_up(self) -> None:
+        with database_errors():
+            self._backend.tokens.check(self._identity)
 
 
 @contextmanager
@@ -148,18 +172,21 @@ def _documents(backend: Backend) -> Any:
                 return rows, rows.take()
 
         rows, first = await backend.requests.run(begin, seconds=backend.limits.seconds)
-        chunks = _chunks(backend, rows, first)
+        chunks = _chunks(backend, Standing(backend, request.scope["identity"]), rows, first)
         return ClosingResponse(chunks, media_type=bodies.BSON if as_bson else bodies.JSON_LINES)
 
     return answer
 
 
-async def _chunks(backend: Backend, rows: Rows, first: bytes) -> AsyncGenerator[bytes, None]:
+async def _chunks(
+    backend: Backend, standing: Standing, rows: Rows, first: bytes
+) -> AsyncGenerator[bytes, None]:
     try:
         with counted_stream(backend):
             chunk = first
             while chunk:
                 yield chunk
+                await standing.check()
                 seconds = backend.limits.long_seconds
                 chunk = await backend.requests.run(rows.take, seconds=seconds)
     finally:
@@ -189,6 +216,7 @@ async def _job_events(
     backend: Backend, command: commands.ShowJob, identity: Identity, job: dict[str, Any]
 ) -> AsyncGenerator[bytes, None]:
     loop = asyncio.get_running_loop()
+    standing = Standing(backend, identity)
     with counted_stream(backend):
         sent, sent_at = b"", loop.time()
         while True:
@@ -201,6 +229,7 @@ async def _job_events(
                 yield b": still there\n\n"
             if job["state"] in FINISHED or await _stops(backend.stopping):
                 return
+            await standing.check()
             job = await _job(backend, command, identity)
 
 

@@ -28,10 +28,12 @@ class CreateToken(_Request):
     route = Route("POST", "/v1/tokens", role="admin", status=201)
     role: Role
     seconds: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    rate: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    at_once: Annotated[int, Field(gt=0, le=100_000)] | None = None
 
 
 class RevokeToken(_Request):
-    """Make a token worthless, within two seconds on every server."""
+    """Make a token worthless: at once on this server, within two seconds on every other."""
 
     route = Route("DELETE", "/v1/tokens/{id}", role="admin")
     id: Annotated[str, Field(max_length=64)]
@@ -47,7 +49,7 @@ def token_endpoints(backend: Backend) -> list[Endpoint]:
 
     def create_token(command: CreateToken, identity: Identity) -> dict[str, Any]:
         with database_errors():
-            return tokens.create(command.role, seconds=command.seconds, author=identity.id)
+            return tokens.create(**command.model_dump(), author=identity.id)
 
     def revoke_token(command: RevokeToken, identity: Identity) -> dict[str, Any]:
         with database_errors():

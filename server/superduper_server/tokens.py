@@ -13,7 +13,7 @@ from typing import Any
 from pymongo.database import Database
 
 from superduper.command import Role
-from superduper.errors import NotFound
+from superduper.errors import NotFound, Unauthorized
 
 ROLES: tuple[Role, ...] = ("reader", "writer", "trainer", "admin")
 TOKEN = re.compile(r"sd_([a-z0-9]{8})_([A-Za-z0-9_-]{43})")
@@ -29,10 +29,16 @@ class Identity:
 
     id: str
     role: Role
+    rate: float | None = None
+    at_once: int | None = None
 
     def may(self, role: Role) -> bool:
         """Whether this role includes that one."""
         return ROLES.index(self.role) >= ROLES.index(role)
+
+
+INSECURE = Identity("insecure", "admin")
+"""Everybody, on a server that asks for no tokens."""
 
 
 def hash_of(secret: str) -> str:
@@ -46,14 +52,24 @@ class Tokens:
     def __init__(self, database: Database[Any], clock: Callable[[], float] = time.time) -> None:
         self.documents = database["superduper.tokens"]
         self._clock = clock
+        self._revoked_here: set[str] = set()
 
     def _now(self) -> int:
         return int(self._clock() * 1000)
 
     def create(
-        self, role: Role, *, seconds: float | None = None, author: str = ""
+        self,
+        role: Role,
+        *,
+        seconds: float | None = None,
+        rate: float | None = None,
+        at_once: int | None = None,
+        author: str = "",
     ) -> dict[str, Any]:
-        """A new token. Its text is in the answer under `token`, and nowhere else ever after."""
+        """A new token. Its text is in the answer under `token`, and nowhere else ever after.
+
+        `rate` and `at_once` limit its requests a second and at once, instead of the server's own.
+        """
         id = "".join(secrets.choice(ID_LETTERS) for _ in range(8))
         secret = secrets.token_urlsafe(32)
         now = self._now()
@@ -64,6 +80,8 @@ class Tokens:
             "created_at": now,
             "created_by": author,
             "expires_at": None if seconds is None else now + int(seconds * 1000),
+            "rate": rate,
+            "at_once": at_once,
             "last_used": None,
             "revoked": False,
         }
@@ -84,6 +102,7 @@ class Tokens:
         )
         if record is None:
             raise NotFound(f"there is no token {id[:64]!r}; `superduper token list` shows them")
+        self._revoked_here.add(id)  # also for whoever still holds an older copy of its record
         return _shown(record)
 
     def find(self, id: str) -> dict[str, Any] | None:
@@ -99,8 +118,18 @@ class Tokens:
 
     def is_valid(self, record: Mapping[str, Any]) -> bool:
         """Whether a token is neither revoked nor expired."""
+        if record["revoked"] or record["_id"] in self._revoked_here:
+            return False
         expires_at = record["expires_at"]
-        return not record["revoked"] and (expires_at is None or expires_at > self._now())
+        return expires_at is None or expires_at > self._now()
+
+    def check(self, identity: Identity) -> None:
+        """Raise Unauthorized if who was let in must not stay: for answers that go on."""
+        if identity is INSECURE:
+            return
+        record = self.find(identity.id)
+        if record is None or not self.is_valid(record):
+            raise Unauthorized("the token has expired or was revoked")
 
     def is_use_noted(self, record: Mapping[str, Any]) -> bool:
         """Whether its last use was written down within the last minute."""
