@@ -31,6 +31,9 @@ from superduper.store.registry import Component, Registry
 from superduper.training.runs import Runs
 
 ENTRY = "superduper.imputations.fit_child:main"
+# torch's optimizers import `torch._dynamo` when the first of them is made, which takes as long as
+# torch itself.
+PRELOAD = ("superduper.imputations.fit_child", "torch._dynamo")
 REPORT_SECONDS = 0.2
 # Less than the ten minutes after which a server forgets a cursor that nobody reads from.
 BATCH_SECONDS = 540
@@ -144,9 +147,10 @@ class _Fit:
         cache = settings.get("CACHE") or None
         try:
             _check(self.record)
+            self.child.start(PRELOAD)
             with (
-                tempfile.TemporaryDirectory(prefix="superduper-fit-", dir=cache) as folder,
                 self.child,
+                tempfile.TemporaryDirectory(prefix="superduper-fit-", dir=cache) as folder,
             ):
                 return self._run(Path(folder))
         except BaseException as error:

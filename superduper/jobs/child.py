@@ -1,13 +1,10 @@
 """The parent's side of a child process that runs user code: ask it, and survive what it does."""
 
-import dataclasses
-import json
 import math
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from superduper import settings
@@ -31,6 +28,8 @@ from superduper.jobs.channel import (
     Message,
     encode,
 )
+from superduper.jobs.fork_server import UNKNOWN_EXIT
+from superduper.jobs.launching import Launch
 from superduper.jobs.limits import MIB, Limits
 from superduper.jobs.process import ProcessGroup
 from superduper.jobs.queue import Cancelled
@@ -89,28 +88,24 @@ class Child:
 
     # Life ------------------------------------------------------------------------------------
 
-    def start(self) -> None:
+    def start(self, preload: Sequence[str] = ()) -> None:
         """Start the process; does nothing while it lives. Does not wait until it is ready.
 
-        Raises NotReady if the system has no room for it.
+        `preload` names modules that it will need, which are imported once for all children. Raises
+        NotReady if the system has no room for it.
         """
         with self._lock:
             if self.alive:
                 return
             self.kill()
             try:
-                self._group = ProcessGroup(self._command)
+                self._group = ProcessGroup(Launch(self.entry, self.limits, preload))
             except OSError as error:
                 raise NotReady(f"child {self.name!r} cannot be started: {error}") from error
             # No answer can be larger than the memory that it came from.
             limit = min(MAX_BYTES, self.limits.memory_mb * MIB)
             self._channel = Channel(self._group.socket, max_bytes=limit, wait=self._wait)
             self.isolated_network = None
-
-    def _command(self, fd: int, lifeline: int) -> list[str]:
-        limits = json.dumps(dataclasses.asdict(self.limits))
-        module = "superduper.jobs.child_main"
-        return [sys.executable, "-P", "-m", module, self.entry, str(fd), str(lifeline), limits]
 
     def stop(self, seconds: float = STOP_SECONDS) -> None:
         """Close the channel, give the process a moment to end by itself, then end it."""
@@ -209,6 +204,8 @@ class Child:
             how = f"sent something that is not a message ({cause}) and was ended"
         elif not ended:
             how = "closed its channel and was ended"
+        elif code == UNKNOWN_EXIT:
+            how = "ended after the process that it was forked from: how is not known"
         elif code >= 0:
             how = f"ended with exit code {code}"
         else:

@@ -14,13 +14,12 @@ from superduper.jobs.channel import Channel, ChannelClosed
 from superduper.jobs.limits import Limits, confine
 
 
-def main() -> None:
+def serve_child(entry: str, fd: int, lifeline: int, limits: str) -> None:
     """Confine this process, import the entry and give it the channel; return when it is closed."""
-    entry, fd, lifeline, limits = sys.argv[1:5]
-    for inherited in (int(fd), int(lifeline)):
+    for inherited in (fd, lifeline):
         os.set_inheritable(inherited, False)
-    channel = Channel(socket.socket(fileno=int(fd)))
-    isolated = confine(Limits(**json.loads(limits)), int(lifeline))
+    channel = Channel(socket.socket(fileno=fd))
+    isolated = confine(Limits(**json.loads(limits)), lifeline)
     sys.argv = [entry]
     # User code that asks for `__main__` finds an empty module, not this one.
     sys.modules["__main__"] = types.ModuleType("__main__")
@@ -33,4 +32,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve_child(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

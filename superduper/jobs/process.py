@@ -8,16 +8,16 @@ import os
 import select
 import shutil
 import signal
-import site
 import socket
 import stat
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 logger = logging.getLogger(__name__)
 
@@ -26,16 +26,41 @@ TAIL_BYTES = 8192
 LAST_READS = 64
 KILL_ROUNDS = 20
 ORPHAN_SECONDS = 60.0
-KEPT_VARIABLES = (
-    "PATH",
-    "LANG",
-    "LC_ALL",
-    "LC_CTYPE",
-    "TZ",
-    "LD_LIBRARY_PATH",
-    "CUDA_VISIBLE_DEVICES",
-    "CUDA_DEVICE_ORDER",
-)
+
+
+@dataclass(frozen=True)
+class Belongings:
+    """What a process is given: three file numbers, and a folder of its own.
+
+    One end of a socket, the lifeline (a pipe that only tells that the parent lives), and where what
+    it prints goes.
+    """
+
+    socket: int
+    lifeline: int
+    output: int
+    folder: Path
+
+
+class Process(Protocol):
+    """A started process that leads a process group."""
+
+    pid: int
+
+    def exited(self) -> bool:
+        """Whether it has ended; it stays unreaped, so that its number stays its own."""
+
+    def wait(self) -> None:
+        """Wait for its end; it stays unreaped."""
+
+    def kill_group(self) -> None:
+        """Send SIGKILL to it and all in its process group."""
+
+    def reap(self) -> int:
+        """The exit code of the ended process, negative for a signal."""
+
+    def disown(self) -> None:
+        """Close what is open: it belongs to the process that this one is a fork of."""
 
 
 _living: "set[ProcessGroup]" = set()
@@ -60,11 +85,10 @@ os.register_at_fork(after_in_child=_disown_all)
 class ProcessGroup:
     """One started process and everything it starts; `kill` ends all of it and removes its folder.
 
-    The process is given one end of a socket and the lifeline, a pipe that only tells that we live:
-    `command` gets the two file numbers and returns the arguments.
+    `start` starts the process and is told what it is to be given.
     """
 
-    def __init__(self, command: Callable[[int, int], list[str]]) -> None:
+    def __init__(self, start: Callable[[Belongings], Process]) -> None:
         _sweep_orphans()
         self._output_open = True
         self._tail = bytearray()
@@ -84,26 +108,16 @@ class ProcessGroup:
             lock = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
             ours.callback(os.close, lock)
             fcntl.flock(lock, fcntl.LOCK_EX)
-            self._process = self._start(command, far.fileno(), lifeline, output)
+            try:
+                self._process = start(Belongings(far.fileno(), lifeline, output, self.folder))
+            except BaseException:
+                _remove(self.folder)
+                raise
             self._files = ours.pop_all()
         self.pid = self._process.pid
         self.socket.setblocking(False)
         os.set_blocking(self._output, False)
         _living.add(self)
-
-    def _start(
-        self, command: Callable[[int, int], list[str]], fd: int, lifeline: int, output: int
-    ) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen(
-            command(fd, lifeline),
-            pass_fds=(fd, lifeline),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=self.folder,
-            env=environment(os.environ, self.folder),
-            start_new_session=True,
-        )
 
     # Watching --------------------------------------------------------------------------------
 
@@ -147,11 +161,8 @@ class ProcessGroup:
         """Whether the first process has ended; it stays unreaped, so that its number stays ours."""
         if self.returncode is not None:
             return True
-        options = os.WEXITED | os.WNOHANG | os.WNOWAIT
         with self._ending:
-            return self.returncode is not None or (
-                os.waitid(os.P_PID, self.pid, options) is not None
-            )
+            return self.returncode is not None or self._process.exited()
 
     def wait_for_exit(self, seconds: float) -> bool:
         """Wait until the first process has ended by itself."""
@@ -174,17 +185,17 @@ class ProcessGroup:
         """Send SIGKILL to the whole group; may be called from any thread."""
         with self._ending:
             if self.returncode is None:
-                os.killpg(self.pid, signal.SIGKILL)
+                self._process.kill_group()
 
     def kill(self) -> int:
         """End all that runs, remove the folder; return the exit code (negative: a signal)."""
         with self._ending:
             if self.returncode is not None:
                 return self.returncode
-            os.killpg(self.pid, signal.SIGKILL)
-            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+            self._process.kill_group()
+            self._process.wait()
             _kill_marked(str(self.folder))
-            self.returncode = self._process.wait()
+            self.returncode = self._process.reap()
         for _ in range(LAST_READS):
             if not self._drain():
                 break
@@ -199,41 +210,8 @@ class ProcessGroup:
         Above all the lifeline: while a copy holds it, a killed parent leaves its children alive.
         """
         self.returncode = -signal.SIGKILL
+        self._process.disown()
         self._files.close()
-
-
-# What a process is given ------------------------------------------------------------------------
-
-
-def environment(outer: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """The environment of a child: nothing of ours but what imports and devices need.
-
-    The hash seed is fixed so that the order of sets cannot make two fits differ.
-    """
-    kept = {name: outer[name] for name in KEPT_VARIABLES if name in outer}
-    own = {
-        "HOME": str(folder),
-        "TMPDIR": str(folder),
-        "OMP_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONFAULTHANDLER": "1",
-        "PYTHONHASHSEED": "0",
-        "PYTHONUNBUFFERED": "1",
-    }
-    path = _import_path(outer.get("PYTHONPATH", ""))
-    return {**kept, **own, **({"PYTHONPATH": path} if path else {})}
-
-
-def _import_path(outer: str) -> str:
-    """PYTHONPATH, made absolute, and the folder of this package where no installation names it."""
-    entries = [str(Path(entry).absolute()) for entry in outer.split(os.pathsep) if entry]
-    root = str(Path(__file__).resolve().parents[2])
-    installed = (*site.getsitepackages(), site.getusersitepackages())
-    if root not in entries and root not in installed:
-        entries.append(root)
-    return os.pathsep.join(entries)
 
 
 # What is left behind ----------------------------------------------------------------------------

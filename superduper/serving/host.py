@@ -31,7 +31,7 @@ class Child(Protocol):
     @property
     def alive(self) -> bool: ...
 
-    def start(self) -> None: ...
+    def start(self, preload: Sequence[str] = ()) -> None: ...
 
     def request(
         self, message: Mapping[str, Any], timeout: float | None = None
@@ -113,7 +113,7 @@ class ModelHost:
         self._loaded = False
         payload = self._payload() if callable(self._payload) else self._payload
         try:
-            self._child.start()
+            self._child.start(modules_of(payload))
             request = {"op": "load", "kind": "model", "name": self.name, "payload": payload}
             self.details = self._child.request(request, LOAD_SECONDS)
         except SuperduperError as error:
@@ -166,6 +166,12 @@ class _Setbacks:
         return max(0.0, self._times[-1] + pause - now)
 
 
+def modules_of(payload: Payload) -> tuple[str, ...]:
+    """What a child for this component imports in any case."""
+    with_torch = payload["record"].get("torch_version") is not None
+    return ("superduper.serving.hosted", *(("torch",) if with_torch else ()))
+
+
 def frames(values: Sequence[Any]) -> Iterator[list[Any]]:
     """The values in parts of at most 256 values or 16 MiB; at least one part, if an empty one."""
     part: list[Any] = []
@@ -209,7 +215,7 @@ def try_out(
     child = launch(f"{kind} {name}")
     request = {"op": "load", "kind": kind, "name": name, "payload": payload}
     try:
-        child.start()
+        child.start(modules_of(payload))
         details = child.request(request, LOAD_SECONDS)
         if has_sample and kind == "model":
             details |= child.request({"op": "try_sample", "value": sample}, TRIAL_SECONDS)

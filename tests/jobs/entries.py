@@ -2,9 +2,11 @@
 
 import ctypes
 import os
+import random
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -54,6 +56,19 @@ def recurse(message: Message) -> Message:
     return recurse(message)
 
 
+def channel_number() -> int:
+    """The file number of the channel's socket, the only one that is open."""
+    [number] = [fd for fd in range(3, 64) if _is_socket(fd)]
+    return number
+
+
+def _is_socket(fd: int) -> bool:
+    try:
+        return stat.S_ISSOCK(os.fstat(fd).st_mode)
+    except OSError:
+        return False
+
+
 def die(message: Message) -> Message:
     print("these are my", "last words", sep="\n")
     match message["how"]:
@@ -69,10 +84,10 @@ def die(message: Message) -> Message:
             os.closerange(3, 1000)
             time.sleep(60)
         case "garbage":
-            os.write(int(sys.orig_argv[-3]), b"\x10\x00\x00\x00" + b"\xff" * 16)
+            os.write(channel_number(), b"\x10\x00\x00\x00" + b"\xff" * 16)
             time.sleep(60)
         case "huge":
-            os.write(int(sys.orig_argv[-3]), b"\xff\xff\xff\x7f")
+            os.write(channel_number(), b"\xff\xff\xff\x7f")
             time.sleep(60)
     return {}
 
@@ -139,6 +154,12 @@ def torch_sum(_: Message) -> Message:
     return {"sum": float(torch.ones(1000, 1000).sum()), "threads": torch.get_num_threads()}
 
 
+def draw(_: Message) -> Message:
+    import numpy
+
+    return {"random": random.random(), "numpy": float(numpy.random.random())}
+
+
 def unsendable(_: Message) -> Message:
     return {"value": {1, 2}}
 
@@ -151,7 +172,7 @@ def main(channel: Channel) -> None:
 
     operations = (
         (echo, facts, raise_one, recurse, die, allocate, hoard, chatter, hang, spawn)
-        + (fork_and_exit, connect, write_file, torch_sum, unsendable, events)
+        + (fork_and_exit, connect, write_file, torch_sum, draw, unsendable, events)
     )  # fmt: skip
     serve(channel, {operation.__name__: operation for operation in operations})
 

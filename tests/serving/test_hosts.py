@@ -41,19 +41,36 @@ def hosts(registry: Registry) -> Iterator[Hosts]:
     hosts.close()
 
 
-def children() -> list[psutil.Process]:
-    found = psutil.Process().children(recursive=True)
-    return [child for child in found if "superduper.jobs.child_main" in child.cmdline()]
+@pytest.fixture
+def children() -> Callable[[], set[int]]:
+    """The numbers of the model processes that this test has running."""
+
+    def forks() -> set[int]:
+        servers = [one for one in psutil.Process().children() if is_fork_server(one)]
+        return {fork.pid for server in servers for fork in server.children() if is_running(fork)}
+
+    before = forks()
+    return lambda: forks() - before
 
 
-def test_the_least_recently_used_model_goes(hosts: Hosts, register: Callable[..., Any]) -> None:
+def is_fork_server(process: psutil.Process) -> bool:
+    return "superduper.jobs.fork_server_main" in process.cmdline()
+
+
+def is_running(process: psutil.Process) -> bool:
+    return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+
+
+def test_the_least_recently_used_model_goes(
+    hosts: Hosts, register: Callable[..., Any], children: Callable[[], set[int]]
+) -> None:
     models = {factor: register(f"m{factor}", Times(factor)) for factor in (1, 2, 3)}
     for factor in (1, 2, 1, 3):
         assert hosts.predict(models[factor], [2.0]) == [{"value": 2.0 * factor}]
     until(lambda: len(children()) == 2, seconds=SOON)
-    before = {child.pid for child in children()}
+    before = children()
     assert hosts.predict(models[1], [1.0], timeout=20) == [{"value": 1.0}]
-    assert {child.pid for child in children()} == before, "model 1 had been kept"
+    assert children() == before, "model 1 had been kept"
     assert hosts.predict(models[2], [1.0], timeout=20) == [{"value": 2.0}]
 
 
@@ -73,7 +90,7 @@ def test_sixty_four_threads_get_their_own_answers(
 
 
 def test_nobody_loses_a_request_when_models_crowd_each_other_out(
-    hosts: Hosts, register: Callable[..., Any]
+    hosts: Hosts, register: Callable[..., Any], children: Callable[[], set[int]]
 ) -> None:
     models = [register(f"m{factor}", Times(factor)) for factor in (1, 2, 3)]
 
@@ -107,9 +124,12 @@ def test_a_timeout_is_for_the_models_own_work(hosts: Hosts, register: Callable[.
     assert hosts.predict(model, [], timeout=0.5) == []
 
 
-def test_closing_ends_the_processes(hosts: Hosts, register: Callable[..., Any]) -> None:
+def test_closing_ends_the_processes(
+    hosts: Hosts, register: Callable[..., Any], children: Callable[[], set[int]]
+) -> None:
     model = register("m", Times(2))
     assert hosts.predict(model, [1.0]) == [{"value": 2.0}]
+    assert len(children()) == 1
     hosts.close()
     until(lambda: not children(), seconds=SOON)
     with pytest.raises(NotReady):
