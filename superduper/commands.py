@@ -294,6 +294,15 @@ class CountStates(OnImputation):
     route = Route("GET", f"{_IMPUTATION}/counts")
 
 
+class ListStates(OnImputation):
+    """A page of the documents in one state; `after` of one page begins the next."""
+
+    route = Route("POST", f"{_IMPUTATION}/documents/query")
+    state: str
+    after: Document | None = None
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+
+
 # Predictions ---------------------------------------------------------------------------------
 
 

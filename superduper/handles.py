@@ -4,7 +4,7 @@ import builtins
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 from superduper import commands
@@ -81,6 +81,16 @@ class Imputation:
         """The number of documents in each state."""
         found: dict[str, int] = self._send(commands.CountStates)
         return found
+
+    def documents(self, state: str, page: int = 100) -> Iterator[dict[str, Any]]:
+        """The documents in a state of `counts()`, with what is known of why, read page by page."""
+        after = None
+        while True:
+            found = self._send(commands.ListStates, state=state, after=after, limit=page)
+            yield from found["documents"]
+            after = found["after"]
+            if after is None:
+                return
 
     def failures(self, limit: int = 100) -> Table:
         """Documents that could not be filled, with the reason."""

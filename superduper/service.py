@@ -38,6 +38,7 @@ HANDLERS: dict[type[Command], Handler] = {
     commands.ListVersions: imputations.versions,
     commands.ShowHistory: imputations.history,
     commands.CountStates: imputations.counts,
+    commands.ListStates: imputations.list_states,
     commands.Predict: predictions.predict,
     commands.PredictImputation: predictions.predict_imputation,
     commands.ListJobs: jobs.list_jobs,

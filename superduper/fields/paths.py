@@ -4,7 +4,7 @@ A path goes through documents only, never into an array: inside an array a path 
 else to MongoDB's filters than to its update pipelines, so such a field counts as absent.
 """
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from enum import Enum
 from typing import Any, Final
 
@@ -64,3 +64,14 @@ def nested(path: str, value: Any) -> dict[str, Any]:
     for segment in reversed(path.split(".")):
         value = {segment: value}
     return value  # type: ignore[no-any-return]
+
+
+def overlap(first: str, second: str) -> bool:
+    """Whether two paths name the same field, or one a part of the other."""
+    return first == second or first.startswith(f"{second}.") or second.startswith(f"{first}.")
+
+
+def projection(read: Iterable[str]) -> dict[str, int]:
+    """What to ask a server for to get these fields: it refuses a field beside a part of it."""
+    names = sorted(set(read))
+    return {name: 1 for name in names if not any(name.startswith(f"{other}.") for other in names)}

@@ -7,11 +7,12 @@ from superduper import commands
 from superduper.errors import AlreadyExists, InvalidInput, NotFound
 from superduper.handlers.context import Context
 from superduper.imputations import failures
+from superduper.imputations.counts import count_states
 from superduper.imputations.fit import adopt
 from superduper.imputations.imputation import ImputationRecord, record_of, watcher_of
 from superduper.imputations.provenance import BASE
 from superduper.imputations.revert import revert_version
-from superduper.imputations.states import count_states, preview
+from superduper.imputations.states import States, preview
 from superduper.jobs.worker import alive_workers
 
 FIT = "fit"
@@ -192,6 +193,13 @@ def history(context: Context, command: commands.ShowHistory) -> list[dict[str, A
 def counts(context: Context, command: commands.CountStates) -> dict[str, int]:
     """The number of documents in each state."""
     return count_states(context.database, context.imputations.get(command.collection, command.name))
+
+
+def list_states(context: Context, command: commands.ListStates) -> dict[str, Any]:
+    """A page of the documents in one state."""
+    record = context.imputations.get(command.collection, command.name)
+    after = list((command.after or {}).values())
+    return States(context.database, record).page(command.state, after, command.limit)
 
 
 # Acting --------------------------------------------------------------------------------------

@@ -74,8 +74,7 @@ def projection(record: ImputationRecord) -> dict[str, int] | None:
     """The fields that `decide` reads; None for all of them."""
     if BASE in record.input_paths:
         return None
-    wanted = sorted({*record.input_paths, *record.write_paths, FILL})
-    return {path: 1 for path in wanted if not any(path.startswith(f"{other}.") for other in wanted)}
+    return paths.projection((*record.input_paths, *record.write_paths, FILL))
 
 
 def split_outputs(value: Any, write_paths: Sequence[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ that may matter is only a hint: the document is read afresh and decided upon.
 import threading
 from collections.abc import Iterable
 
+from superduper.fields.paths import overlap
 from superduper.imputations.failures import key_of
 from superduper.imputations.imputation import ImputationRecord
 from superduper.imputations.provenance import BASE, FILL, fill_path
@@ -40,11 +41,6 @@ class Echoes:
                 return False
             self._expected.remove((path, key))
             return True
-
-
-def overlap(first: str, second: str) -> bool:
-    """Whether two paths name the same field, or one a part of the other."""
-    return first == second or first.startswith(f"{second}.") or second.startswith(f"{first}.")
 
 
 def touched_by_person(record: ImputationRecord, change: Change) -> bool:

@@ -7,7 +7,8 @@ one version: with another input or version everything begins anew. The states:
 - `retry`: it failed and is tried again when `next_at` has come;
 - `dead`: it failed as often as is allowed;
 - `withheld`: the model was not sure enough; not a failure, and nothing is retried;
-- `cleared`: our value was removed when its input changed (`on_input_change: clear`).
+- `cleared`: our value was removed when its input changed (`on_input_change: clear`);
+- `reverted`: our value was taken back by a person (`revert`), and is not to come again by itself.
 
 An attempt is counted before it is made, so that one which takes its worker along is counted too.
 """
@@ -27,6 +28,7 @@ BACKOFF_SECONDS = 2.0
 RUNNING_SECONDS = 120.0
 NAME = "superduper.failures"
 WAITING = ("retry", "running")
+TAKEN_BACK = ("cleared", "reverted")
 # Errors of documents that took the model's process, or a worker, along.
 KILLED = ("ChildDied", "TimedOut", "TooLarge", "WorkerDied")
 MESSAGE_LENGTH = 2000
@@ -116,10 +118,13 @@ class Failures:
         fields = {"state": "retry", "attempts": 0, "next_at": 0}
         self._note((case, fields) for case in cases)
 
-    def withhold(self, cases: Iterable[tuple[Case, float | None]], now: int) -> None:
-        """Note documents whose value was not sure enough to be written."""
+    def withhold(self, cases: Iterable[tuple[Case, Mapping[str, Any]]], now: int) -> None:
+        """Note documents whose value was not sure enough to be written, with what came out."""
         fields = {"state": "withheld", "attempts": 0, "next_at": now, "error": None}
-        self._note((case, {**fields, "confidence": confidence}) for case, confidence in cases)
+        self._note(
+            (case, {**fields, **{name: outcome.get(name) for name in ("confidence", "runner_up")}})
+            for case, outcome in cases
+        )
 
     def clear_values(self, cases: Iterable[Case], now: int) -> None:
         """Note documents whose value is removed because its input changed."""
@@ -171,6 +176,13 @@ class Failures:
 
     def _those(self, document_ids: Sequence[Any]) -> dict[str, Any]:
         return {"imputation": self.imputation_id, "document": {"$in": list(document_ids)}}
+
+
+def stands(failure: Mapping[str, Any], case: Case) -> bool:
+    """Whether an earlier failure still says what would come of another try."""
+    if failure["state"] == "cleared":
+        return True
+    return bool(failure["input"] == case.input and failure["version"] == case.version)
 
 
 def _shortened(error: Mapping[str, Any]) -> dict[str, str]:

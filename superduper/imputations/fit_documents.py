@@ -6,6 +6,7 @@ from typing import Any
 from bson.raw_bson import RawBSONDocument
 from pymongo.database import Database
 
+from superduper.fields import paths
 from superduper.imputations.decide import RAW
 from superduper.imputations.folds import FIELD
 from superduper.imputations.imputation import ImputationRecord
@@ -40,10 +41,7 @@ def _projection(record: ImputationRecord) -> dict[str, int] | None:
     read = {*record.input_paths, *record.target_paths, FIELD, FILL}
     if BASE in read:
         return None
-    # MongoDB refuses a projection with both a field and a part of it.
-    return {
-        path: 1 for path in sorted(read) if not any(path.startswith(f"{other}.") for other in read)
-    }
+    return paths.projection(read)
 
 
 def batches(found: Iterator[RawBSONDocument]) -> Iterator[list[RawBSONDocument]]:

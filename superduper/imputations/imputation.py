@@ -16,6 +16,7 @@ from pymongo.errors import DuplicateKeyError
 
 from superduper.commands import CreateImputation, CreateWatcher
 from superduper.errors import AlreadyExists, InvalidInput, NotFound
+from superduper.fields.paths import overlap
 from superduper.imputations.provenance import BASE
 
 HISTORY_LENGTH = 100
@@ -52,6 +53,12 @@ class ImputationRecord:
     def hidden_paths(self) -> tuple[str, ...]:
         """What a model that reads the whole document does not get to see: what it predicts."""
         return tuple(dict.fromkeys(self.write_paths + self.target_paths))
+
+    def reads(self, path: str) -> bool:
+        """Whether a field is among what the model is given."""
+        if BASE in self.input_paths:
+            return not any(overlap(path, hidden) for hidden in self.hidden_paths)
+        return any(overlap(path, source) for source in self.input_paths)
 
     @property
     def watched(self) -> bool:
@@ -127,10 +134,6 @@ def default_name(command: CreateImputation) -> str:
     return cleaned.lstrip("_-0123456789")[:63] or "imputation"
 
 
-def _overlap(first: str, second: str) -> bool:
-    return first == second or first.startswith(f"{second}.") or second.startswith(f"{first}.")
-
-
 class Imputations:
     """The collection `superduper.imputations` of one database."""
 
@@ -196,12 +199,12 @@ class Imputations:
 
     def _check_fields(self, record: ImputationRecord) -> None:
         for path in record.write_paths:
-            if any(_overlap(path, source) for source in record.input_paths):
+            if any(overlap(path, source) for source in record.input_paths):
                 raise InvalidInput(f"field {path!r} cannot be predicted from itself")
         others = [other for other in self.find(record.collection) if other.name != record.name]
         for other in others:
             for path in record.write_paths:
-                taken = next((t for t in other.write_paths if _overlap(path, t)), None)
+                taken = next((t for t in other.write_paths if overlap(path, t)), None)
                 if taken is not None and record.watched and other.watched:
                     raise InvalidInput(
                         f"field {path!r} clashes with {taken!r}, which imputation {other.name!r} "
@@ -211,25 +214,26 @@ class Imputations:
         self._check_cycle(record, others)
 
     def _check_cycle(self, record: ImputationRecord, others: list[ImputationRecord]) -> None:
-        reached, waiting = set[str](), list(record.write_paths)
-        while waiting:
-            path = waiting.pop()
-            if any(_overlap(path, source) for source in record.input_paths):
-                raise InvalidInput(
-                    f"imputation {record.name!r} would close a circle: {path!r} is computed from "
-                    "what it fills"
-                )
+        if not record.watched:
+            return
+        others = [other for other in others if other.watched]
+        ways: list[tuple[ImputationRecord, ...]] = [(record,)]
+        reached = set[str]()
+        while ways:
+            way = ways.pop()
+            if len(way) > 1 and any(record.reads(path) for path in way[-1].write_paths):
+                raise InvalidInput(_circle(way))
             for other in others:
-                if other.name not in reached and any(
-                    _overlap(path, source) for source in other.input_paths
-                ):
+                reads = any(other.reads(path) for path in way[-1].write_paths)
+                if reads and other.name not in reached:
                     reached.add(other.name)
-                    waiting.extend(other.write_paths)
+                    ways.append((*way, other))
 
     def delete(self, record: ImputationRecord) -> None:
         """Forget an imputation and its failures; documents and versions stay."""
         self.documents.delete_one({"_id": record.id})
         self.database["superduper.failures"].delete_many({"imputation": record.id})
+        self.database["superduper.tallies"].delete_one({"_id": record.id})
 
     # Changing --------------------------------------------------------------------------------
 
@@ -326,6 +330,12 @@ class Imputations:
                 {"_id": document["_id"], "active": document["active"]},
                 {"$set": {"scan": _pending(document["active"], now)}},
             )
+
+
+def _circle(way: tuple[ImputationRecord, ...]) -> str:
+    steps = [f"{each.name!r} fills {', '.join(map(repr, each.write_paths))}" for each in way]
+    told = ", from which ".join(steps)
+    return f"imputation {way[0].name!r} would close a circle: {told}, which {way[0].name!r} reads"
 
 
 def _pending(version: int, now: int) -> dict[str, Any]:

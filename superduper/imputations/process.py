@@ -20,7 +20,7 @@ from pymongo.database import Database
 from superduper.imputations.corrections import releases
 from superduper.imputations.decide import RAW, Work, decide, projection, split_outputs
 from superduper.imputations.events import Echoes
-from superduper.imputations.failures import KILLED, MAX_ATTEMPTS, Case, Failures, key_of
+from superduper.imputations.failures import KILLED, MAX_ATTEMPTS, Case, Failures, key_of, stands
 from superduper.imputations.fill import Fill, Written, removal_of, update_of, write
 from superduper.imputations.imputation import ImputationRecord
 from superduper.imputations.isolate import Isolation, Outcome
@@ -55,7 +55,7 @@ class Prepared:
 
     fills: list[tuple[Work, Fill]] = field(default_factory=list)
     failed: list[tuple[Case, Mapping[str, Any]]] = field(default_factory=list)
-    withheld: list[tuple[Case, float | None]] = field(default_factory=list)
+    withheld: list[tuple[Case, Outcome]] = field(default_factory=list)
     clearing: list[Work] = field(default_factory=list)
     suspects: list[Case] = field(default_factory=list)
     released: list[UpdateOne] = field(default_factory=list)
@@ -199,7 +199,7 @@ class Filler:
                 prepared.clearing.append(work)
             elif failure is not None and _killed_another(failure, work.case):
                 prepared.suspects.append(work.case)
-            elif failure is None or key in prepared.attempts or not _stands(failure, work.case):
+            elif failure is None or key in prepared.attempts or not stands(failure, work.case):
                 works[key] = work
         prepared.settled = [each["document"] for key, each in known.items() if key not in needy]
         return works, prepared
@@ -228,7 +228,7 @@ class Filler:
         confidence = outcome.get("confidence")
         least = self.record.spec.get("min_confidence")
         if least is not None and not (confidence is not None and confidence >= least):
-            prepared.withheld.append((work.case, confidence))
+            prepared.withheld.append((work.case, outcome))
             return
         try:
             outputs = split_outputs(outcome.get("value"), self.record.write_paths)
@@ -338,10 +338,3 @@ def _killed_another(failure: Mapping[str, Any], case: Case) -> bool:
     if failure["input"] != case.input or failure["version"] == case.version:
         return False
     return (failure.get("error") or {}).get("type") in KILLED
-
-
-def _stands(failure: Mapping[str, Any], case: Case) -> bool:
-    """Whether an earlier failure still says what would come of another try."""
-    if failure["state"] == "cleared":
-        return True
-    return bool(failure["input"] == case.input and failure["version"] == case.version)

@@ -27,17 +27,19 @@ from superduper.errors import InvalidInput
 from superduper.serving.failures import Failure, WrongRows, contain, each
 
 Outcome = dict[str, Any]
-"""`{"value": output}`, with `"confidence"` where the model has one, or `{"error": {...}}`."""
+"""`{"value": output}`, with `"confidence"` and `"runner_up"` where the model tells them, or
+`{"error": {...}}`."""
 
 Style = Literal["batch", "estimator", "function"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """What the model made of one sample, with the confidence where there is one."""
+    """What the model made of one sample, with confidence and second choice where there are such."""
 
     output: Any
     confidence: float | None = None
+    runner_up: Any = None
 
 
 def style_of(model: Any) -> Style:
@@ -82,6 +84,7 @@ class Predictor:
         self._postprocess = postprocess or _method(model, "postprocess")
         self._postprocess_batch = None if postprocess else _method(model, "postprocess_batch")
         self._confidence = _method(model, "confidence")
+        self._runner_up = _method(model, "runner_up")
         self._is_module = _is_module(model)
         if self._is_module:
             model.to(device)
@@ -211,9 +214,11 @@ class Predictor:
         return [_outcome(row, output) for row, output in zip(rows, outputs, strict=True)]
 
     def _with_confidence(self, row: Row) -> Row:
+        confidence = row.confidence
         if self._confidence is not None:
-            return Row(row.output, _chance(self._confidence(row.output)))
-        return row if row.confidence is None else Row(row.output, _chance(row.confidence))
+            confidence = self._confidence(row.output)
+        second = None if self._runner_up is None else plain(self._runner_up(row.output))
+        return Row(row.output, None if confidence is None else _chance(confidence), second)
 
     def _outputs(self, rows: list[Any]) -> list[Any]:
         if self._postprocess_batch is not None:
@@ -242,9 +247,8 @@ def plain(output: Any) -> Any:
 def _outcome(row: Any, output: Any) -> Outcome:
     if isinstance(output, Failure):
         return {"error": output.error}
-    if row.confidence is None:
-        return {"value": output}
-    return {"value": output, "confidence": row.confidence}
+    known = {"confidence": row.confidence, "runner_up": row.runner_up}
+    return {"value": output, **{key: each for key, each in known.items() if each is not None}}
 
 
 def _chance(confidence: Any) -> float:

@@ -46,6 +46,17 @@ def test_the_example_of_the_first_seed(trained):
     assert set(given) == {"_id", "x", "y"} and given["y"] == "dog"
 
 
+def test_documents_are_listed_by_state(trained):
+    docs, imputation = trained
+    counts = imputation.counts()
+    for state in ("filled", "given", "pending"):
+        rows = list(imputation.documents(state, page=40))
+        assert len({row["document"] for row in rows}) == len(rows) == counts[state]
+        assert all(row["state"] == state for row in rows)
+    with pytest.raises(InvalidInput, match="without_input"):
+        list(imputation.documents("nowhere"))
+
+
 def test_later_inserts_are_filled_whoever_makes_them(trained, place):
     docs, _ = trained
     docs.insert_one({"_id": "ours", "x": torch.full((DIM,), 3.0)})

@@ -1,0 +1,90 @@
+"""How many documents are in each state, without reading the collection on each call.
+
+A tally is one pass over the collection, in which each document is counted once. It is kept, and
+made anew only when it is older than twenty times what it took: asking costs at most a twentieth of
+one reader's time. In between the answer is moved by what can be known without reading documents:
+the size of the collection, the progress of a scan, and the lists of documents that failed, were
+withheld or were taken back. What those do not explain is `pending`: nobody has looked at it yet.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from pymongo.database import Database
+
+from superduper.imputations.failures import NAME as FAILURES
+from superduper.imputations.failures import TAKEN_BACK
+from superduper.imputations.imputation import ImputationRecord
+from superduper.imputations.states import STATES, States
+from superduper.store.mongo import server_now_ms
+
+NAME = "superduper.tallies"
+#: A pass that is quicker than this is made each time.
+QUICK_MS = 250
+AGE = 20
+
+Counts = dict[str, int]
+
+
+def count_states(database: Database[Any], record: ImputationRecord) -> Counts:
+    """The number of documents in each state; they add up to the collection."""
+    now = server_now_ms(database)
+    kept = database[NAME].find_one({"_id": record.id})
+    if kept is not None and kept["of"] == _of(record) and now - kept["at"] < _lasts(kept["took"]):
+        moved = _moved(kept, _signs(database, record))
+        if moved is not None:
+            return moved
+    return _tally(database, record, now)
+
+
+def _lasts(took: int) -> int:
+    return AGE * took if took >= QUICK_MS else 0
+
+
+def _of(record: ImputationRecord) -> list[Any]:
+    """What a tally is of: another version, or another scan, needs another one."""
+    return [record.created_at, record.active, record.scan.get("asked_at")]
+
+
+def _tally(database: Database[Any], record: ImputationRecord, now: int) -> Counts:
+    began = time.monotonic()
+    signs = _signs(database, record)
+    found = Counter(standing.state for standing in States(database, record).walk({}))
+    counts = {state: found[state] for state in STATES}
+    took = int(1000 * (time.monotonic() - began))
+    kept = {"of": _of(record), "at": now, "took": took, "signs": signs, "counts": counts}
+    database[NAME].replace_one({"_id": record.id}, kept, upsert=True)
+    return counts
+
+
+def _signs(database: Database[Any], record: ImputationRecord) -> Counts:
+    """What can be known without reading documents."""
+    return {
+        "total": database[record.collection].estimated_document_count(),
+        # A scan counts fields.
+        "filled": int(record.scan.get("filled", 0)) if len(record.write_paths) == 1 else 0,
+        "withheld": _listed(database, record, ["withheld"]),
+        "withdrawn": _listed(database, record, list(TAKEN_BACK)),
+        "failed": _listed(database, record, ["dead"]),
+    }
+
+
+def _listed(database: Database[Any], record: ImputationRecord, states: list[str]) -> int:
+    wanted = {"imputation": record.id, "state": {"$in": states}}
+    return database[FAILURES].count_documents(wanted)
+
+
+def _moved(kept: Mapping[str, Any], signs: Counts) -> Counts | None:
+    """The tally with what has happened since; None if that cannot be told."""
+    counts: Counts = dict(kept["counts"])
+    for state in ("filled", "withheld", "withdrawn", "failed"):
+        counts[state] += signs[state] - kept["signs"][state]
+    others = sum(count for state, count in counts.items() if state != "pending")
+    # The size of the collection when it was counted: what the pass came to, not what was estimated.
+    total = sum(kept["counts"].values()) + signs["total"] - kept["signs"]["total"]
+    counts["pending"] = total - others
+    # Less documents than before: which ones were deleted is not known.
+    shrunk = signs["total"] < kept["signs"]["total"]
+    return None if shrunk or min(counts.values()) < 0 else counts
