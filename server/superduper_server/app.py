@@ -15,13 +15,14 @@ from superduper_server import openapi
 from superduper_server.auth import Authenticator, FailureLimit, Guard
 from superduper_server.backend import Backend
 from superduper_server.docs_page import add_docs
-from superduper_server.health import add_health
+from superduper_server.health import Readiness, add_health
 from superduper_server.limits import BodyLimit, Limits
 from superduper_server.observe import Figures, Front
 from superduper_server.routes import PREDICTIONS, Router, command_endpoints, registering
 from superduper_server.shares import Shares
 from superduper_server.streams import add_streams
 from superduper_server.token_routes import token_endpoints
+from superduper_server.v2 import add_v2
 
 
 def build_app(
@@ -47,7 +48,9 @@ def build_app(
     for endpoint in sorted(endpoints, key=lambda each: each.command not in PREDICTIONS):
         router.add(endpoint)
     add_streams(router)
-    add_health(router, figures)
+    readiness = Readiness(backend)
+    add_health(router, figures, readiness)
+    add_v2(router, readiness)
     add_docs(router)
     openapi.install(app, router.schemas, router.table)
     authenticator = None

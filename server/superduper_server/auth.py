@@ -205,6 +205,9 @@ class Guard:
         if self.authenticator is None:
             if _host_of(headers.get("host", "")) not in LOOPBACK_HOSTS:
                 raise NotAllowed("without tokens the server answers only to a loopback Host")
+            origin = headers.get("origin")
+            if origin and _host_of(origin.partition("://")[2]) not in LOOPBACK_HOSTS:
+                raise NotAllowed("without tokens the server answers no page of another site")
             return INSECURE
         address = (scope.get("client") or ("",))[0]
         return await self.authenticator.identify(headers.get("authorization", ""), address)

@@ -49,9 +49,8 @@ class Readiness:
         return []
 
 
-def add_health(router: Router, figures: Figures) -> None:
+def add_health(router: Router, figures: Figures, readiness: Readiness) -> None:
     """`/healthz`, `/readyz` and `/metrics`."""
-    readiness = Readiness(router.backend)
 
     async def healthz(request: Request) -> Response:
         return Response(b'{"alive":true}', media_type=JSON)

@@ -7,6 +7,7 @@ import secrets
 import time
 from typing import Any
 
+import orjson
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from pydantic import ValidationError
@@ -16,7 +17,7 @@ from starlette.requests import ClientDisconnect
 
 from superduper.command import explain
 from superduper.errors import InvalidInput, NotFound, SuperduperError
-from superduper_server.bodies import wants_bson, write_error
+from superduper_server.bodies import JSON, wants_bson, write_error
 from superduper_server.limits import Application, Message, MethodNotAllowed, Receive, Scope, Send
 
 logger = logging.getLogger(__name__)
@@ -116,17 +117,27 @@ async def send_error(scope: Scope, send: Send, error: Exception, request_id: str
         logger.error(
             "request %s failed", request_id, exc_info=error, extra={"event": "request.failed"}
         )
-    body, media_type = write_error(
-        {"code": known.code, "message": known.message[:MAX_MESSAGE], "request_id": request_id},
-        as_bson=wants_bson(Headers(scope=scope)),
-    )
+    status, message = known.status, known.message[:MAX_MESSAGE]
+    if is_v2(scope["path"]):
+        status = 400 if status == 422 else status
+        body, media_type = orjson.dumps({"error": message}), JSON
+    else:
+        body, media_type = write_error(
+            {"code": known.code, "message": message, "request_id": request_id},
+            as_bson=wants_bson(Headers(scope=scope)),
+        )
     headers = [
         (b"content-type", media_type.encode()),
         (b"content-length", str(len(body)).encode()),
         *_headers(known, error),
     ]
-    await send({"type": "http.response.start", "status": known.status, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def is_v2(path: str) -> bool:
+    """Whether a path belongs to the Open Inference Protocol, which has errors of its own form."""
+    return path == "/v2" or path.startswith("/v2/")
 
 
 def _known(error: Exception) -> SuperduperError:

@@ -44,6 +44,7 @@ TAGS = (
     ("components", "Functions, models, losses, metrics, trainers and encoders, by version."),
     ("imputations", "Fields that are predicted from others."),
     ("predictions", "Outputs of models."),
+    ("v2", "The Open Inference Protocol, for its clients: models are `<collection>.<model>`."),
     ("jobs", "Work under way, and what trainings have led to."),
     ("tokens", "Who may use the server."),
     ("server", "Health, figures, state."),

@@ -18,6 +18,8 @@ from superduper.errors import ChildDied, NotReady, SuperduperError, TimedOut, To
 WAIT_SHARE = 0.2
 NEWEST_SHARE = 0.2  # of the newest batch in the running mean of what a batch takes
 
+MAX_BATCH_SIZE = 64
+
 Outcomes = list[dict[str, Any]]
 
 
@@ -42,7 +44,7 @@ class Batcher:
         host: Host,
         name: str,
         *,
-        max_batch_size: int = 64,
+        max_batch_size: int = MAX_BATCH_SIZE,
         max_wait_ms: float = 2.0,
         max_queue: int = 256,
         timeout: float = 30.0,

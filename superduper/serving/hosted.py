@@ -15,6 +15,7 @@ from bson.raw_bson import RawBSONDocument
 
 from superduper.errors import InvalidInput
 from superduper.fields import codec, tensors
+from superduper.serving import signature
 from superduper.serving.failures import Failure, each
 from superduper.serving.predictor import Outcome, Predictor
 from superduper.store.unsealing import load
@@ -80,7 +81,18 @@ class Hosted:
         stored = _stored(outcome)
         if "error" in stored:
             raise InvalidInput(f"its output cannot be stored: {stored['error']['message']}")
-        return {"output": describe(outcome["value"])}
+        inputs = signature.tensors_of(value, signature.INPUT)
+        outputs = signature.tensors_of(outcome["value"], signature.OUTPUT)
+        if "confidence" in outcome:
+            outputs += signature.tensors_of(outcome["confidence"], signature.CONFIDENCE)
+        return {
+            "output": describe(outcome["value"]),
+            "signature": {
+                "inputs": inputs,
+                "outputs": outputs,
+                "by_field": isinstance(value, Mapping),
+            },
+        }
 
     def _loaded(self) -> Predictor:
         if self._predictor is None:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from superduper import settings
 from superduper.errors import NotReady
-from superduper.serving.batcher import Batcher, Outcomes
+from superduper.serving.batcher import MAX_BATCH_SIZE, Batcher, Outcomes
 from superduper.serving.host import Launch, ModelHost, Payload
 
 
@@ -55,6 +55,11 @@ class Hosts:
         self._lock = threading.Lock()
         self._closed = False
 
+    @property
+    def max_batch_size(self) -> int:
+        """How many rows go into one run of a model, unless one request has more."""
+        return MAX_BATCH_SIZE
+
     def submit(
         self, component: Component, values: Sequence[Any], timeout: float | None = None
     ) -> "Future[Outcomes]":
@@ -89,6 +94,17 @@ class Hosts:
                 if not host.closed or self._closed:
                     raise
 
+    def load(self, component: Component) -> None:
+        """Have the model loaded; returns once it is. Raises what loading raises."""
+        self.predict(component, [], timeout=_default_timeout())
+
+    def unload(self, component_id: str) -> None:
+        """Let a model go once what it was asked has been answered; nothing if it is not loaded."""
+        with self._lock:
+            entry = self._entries.pop(component_id, None)
+            if entry is not None:
+                self._retire(entry)
+
     def close(self) -> None:
         """End all hosts; requests that wait get NotReady."""
         with self._lock:
@@ -108,12 +124,11 @@ class Hosts:
             host = ModelHost(lambda: self._registry.payload(component), component.id, self._launch)
             entry = self._entries[component.id] = _Entry(host, Batcher(host, component.id))
             if len(self._entries) > self._max_hosts:
-                self._retire_oldest()
+                self._retire(self._entries.popitem(last=False)[1])
         self._entries.move_to_end(component.id)
         return entry
 
-    def _retire_oldest(self) -> None:
-        _, entry = self._entries.popitem(last=False)
+    def _retire(self, entry: _Entry) -> None:
         thread = threading.Thread(target=entry.retire, name="retire model host", daemon=True)
         self._retiring = [pair for pair in self._retiring if pair[1].is_alive()]
         self._retiring.append((entry, thread))

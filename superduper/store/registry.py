@@ -308,6 +308,20 @@ class Registry:
             }
         return [_row(head, found.get(key, {})) for head, key in zip(heads, ids, strict=True)]
 
+    def list_all(self, kind: str) -> tuple[tuple[str, str, int], ...]:
+        """Collection, name and live version of every component of a kind; 1000 at most."""
+        where = {"kind": kind, "head": True, "live": {"$ne": None}}
+        with database_errors():
+            heads = tuple(self._documents.find(where).sort("_id", 1).limit(MAX_LISTED))
+        return tuple((head["collection"], head["name"], head["live"]) for head in heads)
+
+    def versions(self, collection: str, kind: str, name: str) -> tuple[int, ...]:
+        """The versions of a component, newest first; 1000 at most."""
+        where = {"collection": collection, "kind": kind, "name": name, "head": False}
+        with database_errors():
+            found = self._documents.find(where, {"version": 1}).sort("version", -1)
+            return tuple(each["version"] for each in found.limit(MAX_LISTED))
+
     # Changing --------------------------------------------------------------------------------
 
     def set_live(self, collection: str, kind: str, name: str, version: int) -> None:

@@ -19,7 +19,13 @@ from superduper_server.tokens import ROLES, Tokens, hash_of, matches
 from tests.server.running import BASE_URL
 
 ROLE_TABLE = Path(__file__).with_name("roles.txt")
-FILLED = {"{collection}": "docs", "{name}": "thing", "{version}": "1", "{id}": "nobody"}
+FILLED = {
+    "{collection}": "docs",
+    "{name}": "thing",
+    "{version}": "1",
+    "{id}": "nobody",
+    "{model}": "docs.thing",
+}
 # HEAD comes with GET on the route that FastAPI makes for the description.
 ROUTE_METHODS = ("GET", "POST", "PUT", "DELETE", "HEAD", "PATCH", "OPTIONS")
 
