@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-NAMES = ("imports", "insert", "latency", "backfill", "memory", "fit")
+NAMES = ("imports", "insert", "latency", "backfill", "memory", "fit", "explain")
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -13,7 +13,7 @@ from superduper.commands import Transport
 from superduper.cursor import Cursor, filter_of, sort_keys
 from superduper.display import Table
 from superduper.errors import InvalidInput
-from superduper.fields.codec import decode_document, encode, encode_document
+from superduper.fields.codec import decode, decode_document, encode, encode_document
 from superduper.fields.sealing import seal
 from superduper.handles import Imputation, predict_with
 
@@ -257,6 +257,17 @@ class Collection:
         handle = Imputation(self._transport, self.name, name)
         handle.show()
         return handle
+
+    def explain(self, document_id: Any, field: str) -> dict[str, Any]:
+        """The whole story of a document's field: what made its value, or why it has none.
+
+        A value that an imputation wrote is computed again by the version that wrote it:
+        `["derived"]["identical"]` tells whether the same bits came out.
+        """
+        story: dict[str, Any] = decode(
+            self._send(commands.ExplainValue, id=encode(document_id), field=field)
+        )
+        return story
 
     def predict(self, model: str, value: Any, version: int | None = None) -> Any:
         """A model's output for a value, or for each of a list of values."""

@@ -93,6 +93,14 @@ class DeleteDocuments(OnCollection):
     many: bool = False
 
 
+class ExplainValue(OnCollection):
+    """The whole story of a document's field: what made its value, or why it has none."""
+
+    route = Route("POST", f"{_COLLECTION}/documents/explain")
+    id: Any
+    field: Path
+
+
 # Components ----------------------------------------------------------------------------------
 
 

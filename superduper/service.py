@@ -39,6 +39,7 @@ HANDLERS: dict[type[Command], Handler] = {
     commands.ShowHistory: imputations.history,
     commands.CountStates: imputations.counts,
     commands.ListStates: imputations.list_states,
+    commands.ExplainValue: imputations.explain,
     commands.Predict: predictions.predict,
     commands.PredictImputation: predictions.predict_imputation,
     commands.ListJobs: jobs.list_jobs,

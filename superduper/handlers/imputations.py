@@ -8,6 +8,7 @@ from superduper.errors import AlreadyExists, InvalidInput, NotFound
 from superduper.handlers.context import Context
 from superduper.imputations import failures
 from superduper.imputations.counts import count_states
+from superduper.imputations.explain import Explainer
 from superduper.imputations.fit import adopt
 from superduper.imputations.imputation import ImputationRecord, record_of, watcher_of
 from superduper.imputations.provenance import BASE
@@ -200,6 +201,12 @@ def list_states(context: Context, command: commands.ListStates) -> dict[str, Any
     record = context.imputations.get(command.collection, command.name)
     after = list((command.after or {}).values())
     return States(context.database, record).page(command.state, after, command.limit)
+
+
+def explain(context: Context, command: commands.ExplainValue) -> dict[str, Any]:
+    """The story of one value."""
+    explainer = Explainer(context.database, context.registry, context.hosts)
+    return explainer.explain(command.collection, command.id, command.field)
 
 
 # Acting --------------------------------------------------------------------------------------

@@ -57,6 +57,22 @@ def test_documents_are_listed_by_state(trained):
         list(imputation.documents("nowhere"))
 
 
+def test_a_value_tells_its_whole_story(trained):
+    docs, imputation = trained
+    story = docs.explain(244, "y")
+    assert (story["state"], story["imputation"], story["version"]) == ("filled", "y_from_x", 1)
+    assert story["value"] == docs.find_one(244)["y"]
+    assert story["derived"]["identical"] is True and story["input"]["same"] is True
+    assert story["run"]["metrics"]["accuracy"] > 0.9 and story["run"]["data"]["train"]["hash"]
+    assert "class MyModel" in story["model"]["source"] and story["model"]["registered_by"]
+    assert story["promoted"][0]["by"] and story["promoted"][0]["reason"] == "the first version"
+    assert docs.explain(3, "y")["state"] == "given" and "person" in docs.explain(3, "y")["why"]
+    with pytest.raises(NotFound, match="'nowhere'"):
+        docs.explain("nowhere", "y")
+    with pytest.raises(NotFound, match="fill y"):
+        docs.explain(244, "x")
+
+
 def test_later_inserts_are_filled_whoever_makes_them(trained, place):
     docs, _ = trained
     docs.insert_one({"_id": "ours", "x": torch.full((DIM,), 3.0)})

@@ -1,0 +1,84 @@
+"""A value's passport is small, and from it the whole story and the very bits come back."""
+
+from typing import Any
+
+import bson
+import pytest
+import torch
+from pymongo.database import Database
+from watching import Watching, until
+
+from superduper.imputations.explain import Explainer
+from superduper.imputations.hosting import open_hosts
+from superduper.imputations.provenance import fill_record, value_hash
+from superduper.training.runs import Runs
+
+FILLS = 150
+
+
+@pytest.mark.parametrize("value", [1, "x" * 100_000, [1.0] * 5_000], ids=["1", "text", "list"])
+def test_a_passport_is_at_most_256_bytes(value: Any) -> None:
+    passport = fill_record(
+        imputation="n" * 63,
+        version=2**40,
+        at=2**41,
+        inputs="f" * 32,
+        value=value,
+        confidence=0.123456789,
+    )
+    assert len(bson.encode(passport)) <= 256
+
+
+class Regression(torch.nn.Module):
+    """Numbers whose last bits depend on how many rows are computed at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(
+            torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 1)
+        )
+
+    def forward(self, x: Any) -> Any:
+        return self.layers(x)[:, 0]
+
+
+def note_run(watching: Watching, record: Any) -> None:
+    """What a fit would have left behind."""
+    runs = Runs(watching.database)
+    run = runs.begin({"collection": "docs", "imputation": record.id, "job": None, "seed": 7})
+    assert record.active_component is not None
+    runs.finish(run, "succeeded", version=1, model_version=record.active_component[1])
+
+
+def test_every_value_comes_again_to_the_bit(database: Database[Any]) -> None:
+    watching = Watching(database)
+    torch.manual_seed(0)
+    inputs = torch.randn(FILLS, 64).tolist()
+    watching.docs.insert_many({"_id": each, "x": x} for each, x in enumerate(inputs))
+    record = watching.live(Regression())
+    note_run(watching, record)
+    with watching.running():
+        until(lambda: watching.docs.count_documents({"y": {"$exists": True}}) == FILLS)
+    hosts = open_hosts(watching.registry)
+    try:
+        explainer = Explainer(database, watching.registry, hosts)
+        stories = [explainer.explain("docs", each, "y") for each in range(FILLS)]
+        assert [story["derived"]["identical"] for story in stories] == [True] * FILLS
+        assert len({story["derived"]["batch"] for story in stories}) > 1
+        story = stories[0]
+        assert story["run"]["seed"] == 7 and story["promoted"][0]["by"] == "test"
+        assert "class Regression" in story["model"]["source"]
+
+        watching.docs.update_one({"_id": 0}, {"$set": {"x": [0.0] * 64}})
+        watching.docs.update_one({"_id": 1}, {"$set": {"y": 1.0}})
+        changed, corrected = (explainer.explain("docs", each, "y") for each in (0, 1))
+        assert changed["state"] == "stale" and changed["input"]["same"] is False
+        assert changed["derived"]["identical"] is None and "input" in changed["derived"]["why"]
+        assert corrected["state"] == "given" and "derived" not in corrected
+
+        forged = {"y": 0.5, "_fill.y.value": value_hash(0.5)}
+        watching.docs.update_one({"_id": 2}, {"$set": forged})
+        derived = explainer.explain("docs", 2, "y")["derived"]
+        assert derived["identical"] is False and derived["value"] != 0.5
+    finally:
+        hosts.close()
