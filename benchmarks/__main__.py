@@ -8,7 +8,18 @@ import sys
 import time
 from pathlib import Path
 
-NAMES = ("imports", "insert", "latency", "backfill", "memory", "fit", "explain")
+NAMES = (
+    "imports",
+    "insert",
+    "latency",
+    "backfill",
+    "memory",
+    "fit",
+    "explain",
+    "training.steps",
+    "training.digits",
+    "training.epochs",
+)
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -1,13 +1,18 @@
 """Running values kept as sums and counts, so that a last batch of another size weighs its part."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import torch
 
 from superduper.training.graph import Frame
 from superduper.training.ranking import prefers_high
 from superduper.training.sources import Batch
+
+
+def is_elsewhere(value: Any) -> TypeGuard[torch.Tensor]:
+    """Whether a value is on a GPU: to look at it would be to wait until it is computed."""
+    return isinstance(value, torch.Tensor) and value.device.type != "cpu"
 
 
 class Metric(Protocol):
@@ -26,17 +31,18 @@ class Means:
     """Means by name, each value weighted by the number of records it is the mean of."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, torch.Tensor] = {}
+        self.sums: dict[str, torch.Tensor | float] = {}
         self.n = 0
 
-    def add(self, values: Mapping[str, torch.Tensor], n: int) -> None:
+    def add(self, values: Mapping[str, torch.Tensor | float], n: int) -> None:
         """Take in the means of `n` records. Does not wait for a GPU to finish."""
+        sums = self.sums
         for name, value in values.items():
-            total = self.sums.get(name)
-            if total is None:
-                total = torch.zeros((), dtype=torch.float64, device=value.device)
-                self.sums[name] = total
-            total.add_(value, alpha=n)
+            if is_elsewhere(value):
+                sums[name] = sums.get(name, 0.0) + value.double() * n
+            else:
+                # In main memory a plain number is ten times as fast as a tensor of one.
+                sums[name] = sums.get(name, 0.0) + float(value) * n
         self.n += n
 
     def compute(self) -> dict[str, float]:

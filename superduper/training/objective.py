@@ -12,6 +12,7 @@ import torch
 
 from superduper.errors import InvalidInput
 from superduper.training.graph import Frame, Graph
+from superduper.training.optimizers import forget_gradients
 
 Loss = Callable[..., torch.Tensor]
 
@@ -30,7 +31,7 @@ class Term:
 class StepResult:
     """What a step gives to those who follow: detached losses, the frame, the number of records."""
 
-    losses: dict[str, torch.Tensor]
+    losses: Mapping[str, torch.Tensor | float]
     frame: Frame = field(repr=False)
     n: int
 
@@ -69,26 +70,38 @@ class Objective:
         self, graph: Graph, frame: Frame, n: int, optimizers: Mapping[str, torch.optim.Optimizer]
     ) -> StepResult:
         """One step of training."""
+        if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers.values()):
+            return self._search(graph, frame, n, optimizers)
+        result = self._differentiate(graph, frame, n, optimizers)
+        for optimizer in optimizers.values():
+            optimizer.step()
+        return result[0]
+
+    def _differentiate(
+        self, graph: Graph, frame: Frame, n: int, optimizers: Mapping[str, torch.optim.Optimizer]
+    ) -> tuple[StepResult, torch.Tensor]:
+        """Forward and backward: what there is to report, and what was minimised."""
+        for optimizer in optimizers.values():
+            forget_gradients(optimizer)
+        done = graph(frame)
+        losses = self.losses(done)
+        loss = self.total(losses)
+        _backward(loss)
+        return self._result(losses, done, n), loss
+
+    def _search(
+        self, graph: Graph, frame: Frame, n: int, optimizers: Mapping[str, torch.optim.Optimizer]
+    ) -> StepResult:
+        """A step of LBFGS, which evaluates the loss several times within it."""
         kept: list[StepResult] = []
 
         def closure() -> torch.Tensor:
-            for optimizer in optimizers.values():
-                optimizer.zero_grad(set_to_none=True)
-            done = graph(frame)
-            losses = self.losses(done)
-            loss = self.total(losses)
-            _backward(loss)
-            kept.append(self._result(losses, done, n))
+            result, loss = self._differentiate(graph, frame, n, optimizers)
+            kept.append(result)
             return loss
 
-        if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers.values()):
-            # LBFGS evaluates the loss several times within one step.
-            for optimizer in optimizers.values():
-                optimizer.step(closure)  # type: ignore[arg-type]
-        else:
-            closure()
-            for optimizer in optimizers.values():
-                optimizer.step()
+        for optimizer in optimizers.values():
+            optimizer.step(closure)  # type: ignore[arg-type]
         return kept[0]
 
     def finish_epoch(self, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:

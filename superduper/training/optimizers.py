@@ -1,6 +1,6 @@
 """Optimizers by name: any of `torch.optim`, in whatever case it is written."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     and issubclass(value, torch.optim.Optimizer)
     and value is not torch.optim.Optimizer
 }
+
+_OTHER_KERNELS = {"foreach", "fused", "capturable", "differentiable"}
 
 
 def optimizer_of(
@@ -38,6 +40,32 @@ def optimizer_of(
             "the model has no parameters to train: leave out `loss` to use it as it is"
         )
     try:
-        return factory(trained, **{"lr": lr, **arguments})
+        return factory(trained, **{"lr": lr, **_fused(factory, trained, arguments), **arguments})
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"optimizer {name!r} refused its arguments: {error}") from error
+
+
+def _fused(
+    factory: type[torch.optim.Optimizer],
+    trained: Sequence[torch.nn.Parameter],
+    arguments: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Ask for one kernel for all weights where torch has it: half the time of a step or less.
+
+    Not for those that also take sparse gradients, which the kernel does not.
+    """
+    has_kernel = factory in (torch.optim.Adam, torch.optim.AdamW)
+    if not has_kernel or not _OTHER_KERNELS.isdisjoint(arguments):
+        return {}
+    fits = all(each.is_floating_point() and each.device.type in ("cpu", "cuda") for each in trained)
+    return {"fused": True} if fits else {}
+
+
+def forget_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """What `zero_grad` does, without the profiler's mark around it, which takes longer than it."""
+    if type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad:
+        optimizer.zero_grad()
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None

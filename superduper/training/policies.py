@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from superduper.errors import InvalidInput, UserCodeError
+from superduper.training.metrics import is_elsewhere
 from superduper.training.objective import StepResult
 from superduper.training.ranking import improves
 from superduper.training.sources import Batch
@@ -118,10 +119,10 @@ class NaNStop(Policy):
     def step_finished(self, epoch: int, step: int, batch: Batch, result: StepResult) -> None:
         """Look at the loss, now or with the next ones."""
         for loss in result.losses.values():
-            if loss.device.type != "cpu":
+            if is_elsewhere(loss):
                 self._waiting.append((epoch, step, batch.index, loss))
-            elif not math.isfinite(loss.item()):
-                self._fail(epoch, step, batch.index, loss)
+            elif not math.isfinite(loss):
+                self._fail(epoch, step, batch.index, float(loss))
         if len(self._waiting) >= self.interval:
             self._look()
 
@@ -134,11 +135,11 @@ class NaNStop(Policy):
         if waiting and not bool(torch.stack([loss for *_, loss in waiting]).isfinite().all()):
             for epoch, step, index, loss in waiting:
                 if not math.isfinite(loss.item()):
-                    self._fail(epoch, step, index, loss)
+                    self._fail(epoch, step, index, loss.item())
 
-    def _fail(self, epoch: int, step: int, index: torch.Tensor, loss: torch.Tensor) -> None:
+    def _fail(self, epoch: int, step: int, index: torch.Tensor, loss: float) -> None:
         raise UserCodeError(
-            f"the loss became {loss.item()} at step {step} (epoch {epoch + 1}), on "
+            f"the loss became {loss} at step {step} (epoch {epoch + 1}), on "
             f"{self.describe(index)}: lower the learning rate, or look for extreme or missing "
             "numbers in these"
         )

@@ -1,15 +1,20 @@
 """Policies for the one who waits: a progress bar, and where the time goes."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from tqdm.auto import tqdm
 
+from superduper.training.objective import StepResult
 from superduper.training.policies import Policy
 
 if TYPE_CHECKING:
     from superduper.training.engine import Engine
+
+
+SHOW_SECONDS = 0.1
 
 
 class TQDM(Policy):
@@ -18,31 +23,51 @@ class TQDM(Policy):
     def __init__(self, loss: bool = True) -> None:
         self.loss = loss
         self._bar: Any = None
+        self._steps = 0
+        self._shown = 0.0
 
     def epoch_started(self, engine: "Engine", epoch: int) -> None:
         """Begin the epoch's bar."""
         self._begin(engine, epoch)
 
-    def train_step_finished(self, engine: "Engine", epoch: int, loss: Any) -> None:
-        """Go one step further."""
+    def step_finished(
+        self, engine: "Engine", epoch: int, result: StepResult, loss: Any = None
+    ) -> None:
+        """Go one step further; it is shown a few times a second."""
         if self._bar is None:  # the training goes on within an epoch
             self._begin(engine, epoch)
+        self._steps += 1
+        now = time.monotonic()
+        if now - self._shown >= SHOW_SECONDS:
+            self._show(result.losses if loss is None else loss)
+            self._shown = now
+
+    def _show(self, loss: Any) -> None:
         if self.loss:
             self._bar.set_postfix_str(f"loss: {_short(loss)}", refresh=False)
-        self._bar.update()
+        self._bar.update(self._steps)
+        self._steps = 0
+
+    def epoch_finished(self) -> None:
+        """End the bar."""
+        self.close()
 
     def validation_started(self) -> None:
         """End the bar."""
         self.close()
 
     def _begin(self, engine: "Engine", epoch: int) -> None:
-        source = engine.stage.source
-        total = len(source) if hasattr(source, "stream") else None
+        try:
+            total = len(engine.stage.source)
+        except TypeError:  # batches that a function yields
+            total = None
+        self._steps, self._shown = 0, time.monotonic()
         self._bar = tqdm(desc=f"Epoch {epoch}", total=total, unit="step", disable=None)
 
     def close(self) -> None:
         """End the bar."""
         if self._bar is not None:
+            self._bar.update(self._steps)
             self._bar.close()
             self._bar = None
 
@@ -52,7 +77,11 @@ class TQDM(Policy):
 
 
 def _short(loss: Any) -> str:
-    if isinstance(loss, dict):
+    if isinstance(loss, torch.Tensor):
+        loss = loss.item()
+    if isinstance(loss, Mapping) and set(loss) == {"loss"}:
+        return _short(loss["loss"])
+    if isinstance(loss, Mapping):
         return " ".join(f"{name} {_short(value)}" for name, value in loss.items())
     return f"{loss:.4g}" if isinstance(loss, float) else str(loss)
 

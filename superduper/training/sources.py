@@ -1,13 +1,16 @@
 """Where batches come from. The order depends on seed and epoch only: a position is two numbers."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy
 import torch
 
 from superduper.training.graph import Frame
+
+# Small batches are gathered several at once: most of the time for one goes into asking for it.
+_BLOCK_BYTES = 1 << 20
 
 Gather = Callable[[torch.Tensor], Frame]
 
@@ -38,6 +41,7 @@ def permutation(n: int, seed: int, epoch: int) -> torch.Tensor:
 class IndexSource:
     """Batches gathered by index from records in memory or in mapped files.
 
+    `gather` returns the tensors of records by place, those of one batch or of several at once.
     With a seed the order changes every epoch; without, it is the order of the records. The last
     batch may be smaller; it is never dropped. `join_single` joins a last batch of one record to the
     one before it: batch normalisation cannot be trained on a single record.
@@ -69,13 +73,43 @@ class IndexSource:
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from the `start`-th on."""
-        order = self.order(epoch)
-        count = len(self)
-        for number in range(start, count):
-            first = number * self.batch_size
-            last = self.n if number == count - 1 else first + self.batch_size
-            index = order[first:last]
-            yield Batch(self.gather(index), index, len(index))
+        order, sizes = self.order(epoch), self._sizes()
+        several = 1  # batches at once; how many, the first one shows
+        while start < len(sizes):
+            block = sizes[start : start + several]
+            first = start * self.batch_size
+            index = order[first : first + sum(block)]
+            frame = self.gather(index)
+            for part, places, n in zip(
+                split(frame, block), torch.split(index, block), block, strict=True
+            ):
+                yield Batch(part, places, n)
+            start += len(block)
+            several = max(1, _BLOCK_BYTES * len(block) // max(bytes_of(frame), 1))
+
+    def _sizes(self) -> list[int]:
+        """The number of records of each batch."""
+        if self.n == 0:
+            return []
+        full = len(self) - 1
+        return [self.batch_size] * full + [self.n - self.batch_size * full]
+
+
+def split(part: Any, sizes: list[int]) -> Sequence[Any]:
+    """A frame, or a part of one, cut into batches of these sizes. They share its memory."""
+    if isinstance(part, torch.Tensor):
+        return torch.split(part, sizes)
+    if isinstance(part, Mapping):
+        rows = zip(*(split(value, sizes) for value in part.values()), strict=True)
+        return [dict(zip(part, row, strict=True)) for row in rows]
+    return list(zip(*(split(value, sizes) for value in part), strict=True))
+
+
+def bytes_of(part: Any) -> int:
+    """The memory that the tensors of a frame, or of a part of one, take."""
+    if isinstance(part, torch.Tensor):
+        return part.nbytes
+    return sum(map(bytes_of, part.values() if isinstance(part, Mapping) else part))
 
 
 def tensor_source(
@@ -84,6 +118,6 @@ def tensor_source(
     """A source over tensors in memory, one record per row."""
 
     def gather(index: torch.Tensor) -> Frame:
-        return {name: tensor[index] for name, tensor in tensors.items()}
+        return {name: tensor.index_select(0, index) for name, tensor in tensors.items()}
 
     return IndexSource(len(next(iter(tensors.values()))), gather, batch_size, seed)

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load
 
 from superduper.errors import InvalidInput
+from superduper.training.optimizers import forget_gradients
 from superduper.training.run_folder import write_whole
 from superduper.training.weights import copy_of_state, weights_blob
 
@@ -54,6 +55,7 @@ class TorchModel:
         self.clip = clip
         self.precision = precision
         self._waiting = 0
+        self._weight = next(each for each in architecture.parameters() if each.is_floating_point())
 
     def do_train_step(self, *inputs: Any, lr: float | None = None, **settings: Any) -> Any:
         """Train on a batch, the last input being the target; answer the loss.
@@ -68,8 +70,9 @@ class TorchModel:
         with _telling(inputs), self._autocast():
             losses = self.criterion(self.architecture(*arguments), target)
         if self._waiting == 0:
-            self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(_total(losses) / self.accumulate)
+            forget_gradients(self.optimizer)
+        total = _total(losses)
+        torch.autograd.backward(total if self.accumulate == 1 else total / self.accumulate)
         self._waiting += 1
         if self._waiting == self.accumulate:
             self._step()
@@ -149,8 +152,8 @@ class TorchModel:
 
     def _tensors(self, inputs: tuple[Any, ...]) -> list[torch.Tensor]:
         """Inputs as tensors: fractions in the model's type, whole numbers as int64."""
-        weight = next(each for each in self.architecture.parameters() if each.is_floating_point())
-        return [_tensor(each, self.device, weight.dtype) for each in inputs]
+        dtype = self._weight.dtype
+        return [_tensor(each, self.device, dtype) for each in inputs]
 
 
 def _tensor(value: Any, device: torch.device, dtype: torch.dtype) -> torch.Tensor:

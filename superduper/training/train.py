@@ -175,6 +175,8 @@ class ModelObjective(Objective):
 
 def plain_loss(loss: Any) -> Any:
     """What a step returned, as a number, an array of numbers, or a dictionary of these."""
+    if type(loss) is float:
+        return loss
     if isinstance(loss, Mapping):
         return {str(name): plain_loss(value) for name, value in loss.items()}
     if isinstance(loss, torch.Tensor):
@@ -189,10 +191,10 @@ def plain_loss(loss: Any) -> Any:
     return array if array.ndim else float(array)
 
 
-def _losses(loss: Any) -> dict[str, torch.Tensor]:
+def _losses(loss: Any) -> dict[str, float]:
     losses = loss if isinstance(loss, Mapping) else {"loss": loss}
     return {
-        name: torch.tensor(float(numpy.mean(value)), dtype=torch.float64)
+        name: value if isinstance(value, float) else float(numpy.mean(value))
         for name, value in losses.items()
     }
 

@@ -9,6 +9,7 @@ import torch
 from superduper.training.batch_results import Results, detached
 from superduper.training.graph import Frame, Graph
 from superduper.training.loaders import moved
+from superduper.training.metrics import is_elsewhere
 from superduper.training.objective import Objective, StepResult
 
 StepFunction = Callable[..., Any]
@@ -88,8 +89,8 @@ def _mutable_graph(several: bool) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
-def _means(results: Results, n: int) -> dict[str, torch.Tensor]:
+def _means(results: Results, n: int) -> dict[str, torch.Tensor | float]:
     return {
-        key: (value if isinstance(value, torch.Tensor) else torch.tensor(value)) / n
+        key: value / n if is_elsewhere(value) else float(value) / n
         for key, value in results.items()
     }

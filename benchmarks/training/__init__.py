@@ -1,0 +1,1 @@
+"""Training beside hand-written loops and beside other frameworks."""
