@@ -1,4 +1,4 @@
-"""Time of a small convolutional network to 98 % on digits: `Trainer` and fit's engine, and by hand."""
+"""Time of a small convolutional network to 98 % on digits: `Trainer`, the engine, and by hand."""
 
 import contextlib
 import os
