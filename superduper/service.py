@@ -58,6 +58,16 @@ AUTHORED: dict[type[Command], AuthoredHandler] = {
 }
 
 
+AUDITED = ("trainer", "admin")
+SUBJECT = ("collection", "kind", "name", "version", "id")
+
+
+def subject_of(command: Command) -> str:
+    """The object that a command is about, in words."""
+    found = {key: getattr(command, key, None) for key in SUBJECT}
+    return " ".join(f"{key}={value}" for key, value in found.items() if value is not None)
+
+
 class Service:
     """Answers commands about one database; safe to call from several threads."""
 
@@ -67,9 +77,20 @@ class Service:
     def handle(self, command: Command, author: str) -> Any:
         """The answer to a command, as plain BSON values.
 
-        `author` is who asks: noted with what is registered, declared and promoted.
+        `author` is who asks: noted with what is registered, declared and promoted, and in the audit
+        log with whatever takes the role trainer or more.
         Raises the classes of `superduper.errors`; the database's own errors are translated.
         """
+        if command.route.role not in AUDITED:
+            return self._answer(command, author)
+        return self.context.audit.around(
+            lambda: self._answer(command, author),
+            who=author,
+            action=type(command).__name__,
+            subject=subject_of(command),
+        )
+
+    def _answer(self, command: Command, author: str) -> Any:
         with database_errors():
             if type(command) in AUTHORED:
                 return AUTHORED[type(command)](self.context, command, author)

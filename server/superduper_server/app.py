@@ -12,6 +12,7 @@ from starlette.responses import Response
 import superduper
 from superduper.service import Service
 from superduper_server import openapi
+from superduper_server.admin_routes import admin_endpoints
 from superduper_server.auth import Authenticator, FailureLimit, Guard
 from superduper_server.backend import Backend
 from superduper_server.docs_page import add_docs
@@ -21,7 +22,6 @@ from superduper_server.observe import Figures, Front
 from superduper_server.routes import PREDICTIONS, Router, command_endpoints, registering
 from superduper_server.shares import Shares
 from superduper_server.streams import add_streams
-from superduper_server.token_routes import token_endpoints
 from superduper_server.v2 import add_v2
 
 
@@ -43,7 +43,7 @@ def build_app(
     app = _bare_app(backend)
     router, figures = Router(app, backend), Figures()
     router.table["GET", "/openapi.json"] = None
-    endpoints = [*command_endpoints(backend), *token_endpoints(backend)]
+    endpoints = [*command_endpoints(backend), *admin_endpoints(backend)]
     # Routes are tried in order: what is asked most often, and most in a hurry, comes first.
     for endpoint in sorted(endpoints, key=lambda each: each.command not in PREDICTIONS):
         router.add(endpoint)

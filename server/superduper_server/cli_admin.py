@@ -11,8 +11,9 @@ from typing import Any
 import click
 
 from superduper import settings
-from superduper.errors import InvalidInput, MissingExtra, NotReady, SuperduperError, error_of
+from superduper.errors import InvalidInput, MissingExtra, SuperduperError
 from superduper_server.cli_options import (
+    ask_server,
     database_option,
     is_server,
     json_option,
@@ -69,7 +70,7 @@ def token_create(
     """
     asked = {"role": role, "seconds": _seconds_of(expires), **limits}
     if is_server(uri):
-        made = _ask_server("POST", uri, "/v1/tokens", asked)
+        made = ask_server("POST", uri, "/v1/tokens", asked)
     else:
         made = _in_database(uri, database, lambda tokens: tokens.create(**asked, author="cli"))
     if as_json:
@@ -90,7 +91,7 @@ def token_list(uri: str, database: str | None, as_json: bool) -> None:
     superduper token list
     """
     if is_server(uri):
-        rows = _ask_server("GET", uri, "/v1/tokens")
+        rows = ask_server("GET", uri, "/v1/tokens")
     else:
         rows = _in_database(uri, database, lambda tokens: tokens.list())
     print_rows(rows, TOKEN_COLUMNS, as_json=as_json)
@@ -110,9 +111,9 @@ def token_revoke(id: str, uri: str, database: str | None, as_json: bool) -> None
     if is_server(uri):
         from urllib.parse import quote
 
-        found = _ask_server("DELETE", uri, f"/v1/tokens/{quote(id, safe='')}")
+        found = ask_server("DELETE", uri, f"/v1/tokens/{quote(id, safe='')}")
     else:
-        found = _in_database(uri, database, lambda tokens: tokens.revoke(id))
+        found = _in_database(uri, database, lambda tokens: tokens.revoke(id, author="cli"))
     print_record(found, as_json=as_json)
 
 
@@ -131,23 +132,6 @@ def _in_database(uri: str, database: str | None, act: Any) -> Any:
 
     with mongo_of(uri, database) as found, database_errors():
         return act(Tokens(found))
-
-
-def _ask_server(method: str, uri: str, path: str, body: Any = None) -> Any:
-    import httpx2
-
-    headers = {"Authorization": f"Bearer {settings.get('TOKEN')}"}
-    try:
-        answer = httpx2.request(
-            method, f"{uri.rstrip('/')}{path}", json=body, headers=headers, timeout=30
-        )
-        found = answer.json()
-    except (httpx2.HTTPError, ValueError) as error:
-        raise NotReady(f"the server at {uri} does not answer: {type(error).__name__}") from error
-    if answer.is_success:
-        return found
-    told = found.get("error", {})
-    raise error_of(told.get("code", "internal"), told.get("message", f"{answer.status_code}"))
 
 
 @click.group()
@@ -314,7 +298,7 @@ def _database() -> str:
         return f"{uri}: started when it is needed"
     try:
         if is_server(uri):
-            _ask_server("GET", uri, "/v1/status")
+            ask_server("GET", uri, "/v1/status")
         else:
             with connect_mongo(uri) as client:
                 require_replica_set(client)

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import click
 
 from superduper import settings
-from superduper.errors import InvalidInput, NotFound
+from superduper.errors import InvalidInput, NotFound, NotReady, error_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_PATH = "./superduper-data"
@@ -118,6 +118,24 @@ def ask(transport: Any, command: Any, **fields: Any) -> Any:
     return transport.send(build(command, **fields))
 
 
+def ask_server(method: str, uri: str, path: str, body: Any = None) -> Any:
+    """A server's answer to a request with our token; its errors are raised as ours."""
+    import httpx2
+
+    headers = {"Authorization": f"Bearer {settings.get('TOKEN')}"}
+    try:
+        answer = httpx2.request(
+            method, f"{uri.rstrip('/')}{path}", json=body, headers=headers, timeout=30
+        )
+        found = answer.json()
+    except (httpx2.HTTPError, ValueError) as error:
+        raise NotReady(f"the server at {uri} does not answer: {type(error).__name__}") from error
+    if answer.is_success:
+        return found
+    told = found.get("error", {})
+    raise error_of(told.get("code", "internal"), told.get("message", f"{answer.status_code}"))
+
+
 def print_json(value: Any) -> None:
     """A value as one line of JSON."""
     from superduper.fields.json import dumps
@@ -149,7 +167,7 @@ def _readable(row: dict[str, Any]) -> dict[str, Any]:
     """A row with its times as people write them, and errors as their message."""
     shown = dict(row)
     for name, value in row.items():
-        if isinstance(value, int) and name.endswith(("_at", "last_used")):
+        if isinstance(value, int) and (name == "at" or name.endswith(("_at", "last_used"))):
             shown[name] = datetime.fromtimestamp(value / 1000).isoformat(" ", "seconds")
         elif name == "error" and isinstance(value, dict):
             shown[name] = f"{value.get('type', 'error')}: {value.get('message', '')}"

@@ -30,6 +30,18 @@ _IMPUTATION = {
     "metrics": {"accuracy": 0.97},
 }
 _NAMED = {"name": "y_from_x", "status": "watching", "active": 3}
+_ENTRY = {
+    "number": 17,
+    "at": _AT,
+    "who": "k3x90a1b",
+    "action": "PromoteVersion",
+    "subject": "collection=documents name=y_from_x version=3",
+    "outcome": "done",
+    "content": None,
+    "of": 16,
+    "previous": "5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef",
+    "hash": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+}
 _TOKEN = {
     "id": "k3x90a1b",
     "role": "writer",
@@ -132,6 +144,7 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
         [{"rank": 1, "imputation": "documents/y_from_x", "metric": "accuracy", "value": 0.97}],
     ),
     "ShowStatus": (None, {"database": "main", "version": "0.1.0", "workers": [], "jobs": {}}),
+    "ListAudit": (None, [_ENTRY]),
     "ListTokens": (None, [_TOKEN]),
     "CreateToken": ({"role": "writer", "seconds": 86400}, {"token": "sd_k3x90a1b_...", **_TOKEN}),
     "RevokeToken": (None, {**_TOKEN, "revoked": True}),

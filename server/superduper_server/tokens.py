@@ -14,6 +14,7 @@ from pymongo.database import Database
 
 from superduper.command import Role
 from superduper.errors import NotFound, Unauthorized
+from superduper.store.audit import Audit
 
 ROLES: tuple[Role, ...] = ("reader", "writer", "trainer", "admin")
 TOKEN = re.compile(r"sd_([a-z0-9]{8})_([A-Za-z0-9_-]{43})")
@@ -51,6 +52,7 @@ class Tokens:
 
     def __init__(self, database: Database[Any], clock: Callable[[], float] = time.time) -> None:
         self.documents = database["superduper.tokens"]
+        self._audit = Audit(database)
         self._clock = clock
         self._revoked_here: set[str] = set()
 
@@ -85,6 +87,7 @@ class Tokens:
             "last_used": None,
             "revoked": False,
         }
+        self._audit.append(who=author, action="CreateToken", subject=f"id={id} role={role}")
         self.documents.insert_one(record)
         return {"token": f"sd_{id}_{secret}", **_shown(record)}
 
@@ -92,7 +95,7 @@ class Tokens:
         """All tokens, oldest first, without their hashes."""
         return [_shown(record) for record in self.documents.find().sort("created_at", 1)]
 
-    def revoke(self, id: str) -> dict[str, Any]:
+    def revoke(self, id: str, *, author: str = "") -> dict[str, Any]:
         """Make a token worthless.
 
         Raises NotFound if there is none with this id.
@@ -102,6 +105,7 @@ class Tokens:
         )
         if record is None:
             raise NotFound(f"there is no token {id[:64]!r}; `superduper token list` shows them")
+        self._audit.append(who=author, action="RevokeToken", subject=f"id={id}")
         self._revoked_here.add(id)  # also for whoever still holds an older copy of its record
         return _shown(record)
 

@@ -10,6 +10,7 @@ from superduper.imputations.imputation import Imputations
 from superduper.jobs.queue import Queue
 from superduper.serving.hosts import Hosts
 from superduper.store.artifacts import ArtifactStore
+from superduper.store.audit import Audit
 from superduper.store.mongo import server_now_ms
 from superduper.store.registry import Registry
 from superduper.store.signing import Keyring
@@ -27,6 +28,7 @@ class Context:
     queue: Queue
     runs: Runs
     hosts: Hosts
+    audit: Audit
 
     @classmethod
     def of(cls, database: Database[Any]) -> "Context":
@@ -41,6 +43,7 @@ class Context:
             queue=Queue(database),
             runs=Runs(database),
             hosts=open_hosts(registry),
+            audit=Audit(database),
         )
 
     def now(self) -> int:

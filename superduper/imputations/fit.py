@@ -27,6 +27,7 @@ from superduper.jobs.limits import Limits
 from superduper.jobs.queue import Cancelled, RunningJob, error_document
 from superduper.jobs.worker import RETRIED
 from superduper.store.artifacts import ArtifactStore
+from superduper.store.audit import Audit
 from superduper.store.registry import Component, Registry
 from superduper.training.runs import Runs
 
@@ -61,6 +62,11 @@ class FitContext:
     def runs(self) -> Runs:
         """The runs of the database."""
         return Runs(self.database)
+
+    @cached_property
+    def audit(self) -> Audit:
+        """The audit log of the database."""
+        return Audit(self.database)
 
 
 def fit(job: RunningJob, work: FitContext) -> dict[str, Any]:
@@ -186,6 +192,8 @@ class _Fit:
             compare=self._compare,
             by=self.job.args.get("by", "fit"),
         )
+        if promoted:
+            self._note("PromoteVersion", candidate.version)
         self.work.runs.update(self.run_id, promoted=promoted, reason=reason)
         return {
             "run": self.run_id,
@@ -303,6 +311,13 @@ class _Fit:
 
     # Publishing ------------------------------------------------------------------------------
 
+    def _note(self, action: str, version: int, content: str | None = None) -> None:
+        where = self.record
+        subject = f"collection={where.collection} name={where.name} version={version}"
+        self.work.audit.append(
+            who=f"fit {self.job.id}", action=action, subject=subject, content=content
+        )
+
     def _publish(
         self, weights: bytes, sealed: Mapping[str, Any], trained: Mapping[str, Any]
     ) -> Candidate:
@@ -315,6 +330,7 @@ class _Fit:
             weights,
             {"imputation": record.name, "version": version, "run": self.run_id},
         )
+        self._note("PublishVersion", version, component.content)
         self._succeeded(version, component, sealed, trained)
         watch = spec["watch"]
         return Candidate(

@@ -65,6 +65,7 @@ def test_the_commands_there_are() -> None:
         *("highscores", "jobs", "predict", "doctor"),
         *("key create", "key rotate", "key revoke"),
         *("token create", "token list", "token revoke"),
+        *("audit list", "audit verify"),
     }
 
 

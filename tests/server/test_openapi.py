@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from superduper import commands
 from superduper.command import build
-from superduper_server import docs_page, token_routes
+from superduper_server import admin_routes, docs_page
 from superduper_server.examples import EXAMPLES
 
 
@@ -46,7 +46,7 @@ def test_every_operation_says_what_it_is(described: dict[str, Any]) -> None:
 
 def test_routes_for_commands_have_examples(described: dict[str, Any]) -> None:
     names = {command.__name__ for command in commands.all_commands()}
-    assert names | {"ListTokens", "CreateToken", "RevokeToken"} == set(EXAMPLES)
+    assert names | {"ListTokens", "CreateToken", "RevokeToken", "ListAudit"} == set(EXAMPLES)
     for path, methods in described["paths"].items():
         for operation in methods.values():
             body = operation.get("requestBody")
@@ -58,7 +58,7 @@ def test_the_examples_are_valid() -> None:
     place = {"collection": "docs", "name": "thing", "version": 1, "kind": "model", "id": "x"}
     every = {command.__name__: command for command in commands.all_commands()}
     for name, (asked, _) in EXAMPLES.items():
-        command: Any = every.get(name) or getattr(token_routes, name)
+        command: Any = every.get(name) or getattr(admin_routes, name)
         fields = {k: v for k, v in place.items() if k in command.model_fields}
         build(command, **{**fields, **(asked or {})})
 

@@ -1,10 +1,11 @@
-"""Tokens over HTTP, for administrators."""
+"""What only administrators may ask for: tokens, and the audit log."""
 
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from superduper.command import Role, Route
+from superduper.store.audit import shown
 from superduper.store.mongo import database_errors
 from superduper_server.backend import Backend
 from superduper_server.routes import Endpoint
@@ -39,9 +40,17 @@ class RevokeToken(_Request):
     id: Annotated[str, Field(max_length=64)]
 
 
-def token_endpoints(backend: Backend) -> list[Endpoint]:
-    """The endpoints about tokens."""
-    tokens = backend.tokens
+class ListAudit(_Request):
+    """Who did what: the newest entries, or those after a number; in order."""
+
+    route = Route("GET", "/v1/audit", role="admin")
+    after: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+
+
+def admin_endpoints(backend: Backend) -> list[Endpoint]:
+    """The endpoints for administrators."""
+    tokens, audit = backend.tokens, backend.service.context.audit
 
     def list_tokens(command: ListTokens, identity: Identity) -> list[dict[str, Any]]:
         with database_errors():
@@ -53,9 +62,15 @@ def token_endpoints(backend: Backend) -> list[Endpoint]:
 
     def revoke_token(command: RevokeToken, identity: Identity) -> dict[str, Any]:
         with database_errors():
-            return tokens.revoke(command.id)
+            return tokens.revoke(command.id, author=identity.id)
+
+    def list_audit(command: ListAudit, identity: Identity) -> list[dict[str, Any]]:
+        if command.after is None:
+            return [shown(entry) for entry in audit.last(command.limit)]
+        return [shown(entry) for entry in audit.entries(command.after, command.limit)]
 
     return [
+        _endpoint(ListAudit, list_audit),
         _endpoint(ListTokens, list_tokens),
         _endpoint(CreateToken, create_token),
         _endpoint(RevokeToken, revoke_token),
