@@ -15,6 +15,7 @@ import orjson
 from bson.codec_options import CodecOptions, DatetimeConversion
 from starlette.datastructures import Headers
 
+from superduper.errors import TooLarge
 from superduper.fields.json import dumps, from_json
 from superduper_server.filters import OPERATOR_FIELDS, read_operators
 from superduper_server.limits import MalformedBody, UnsupportedMediaType
@@ -30,6 +31,11 @@ OPTIONS: CodecOptions[dict[str, Any]] = CodecOptions(
 
 # orjson makes a float of an integer beyond 64 bits, in silence.
 _LONG_NUMBER = re.compile(rb"[0-9]{19}")
+# What ends a key. Text may hold it as well, so that there can be more of these than keys.
+_KEY_END = re.compile(rb'"[ \t\n\r]*:')
+# A value of two bytes becomes an object of dozens.
+MAX_VALUES = 4_000_000
+_OPENERS = (b",", b"[", b"{")
 
 
 def content_type(headers: Headers) -> str:
@@ -64,6 +70,8 @@ def _read_bson(body: bytes) -> dict[str, Any]:
 
 
 def _read_json(body: bytes) -> dict[str, Any]:
+    if len(body) > MAX_VALUES and sum(map(body.count, _OPENERS)) > MAX_VALUES:
+        raise TooLarge(f"more than {MAX_VALUES} values in one body: send fewer, or send tensors")
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -73,6 +81,8 @@ def _read_json(body: bytes) -> dict[str, Any]:
         raise MalformedBody("the body must be one JSON object")
     if _LONG_NUMBER.search(body):
         value = json.loads(body, parse_int=_integer)
+    if len(_KEY_END.findall(body)) != _count_keys(value):
+        json.loads(body, parse_int=_anything, object_pairs_hook=_unique)
     return {
         name: read_operators(each) if name in OPERATOR_FIELDS else from_json(each)
         for name, each in value.items()
@@ -83,6 +93,29 @@ def _integer(text: str) -> int:
     if len(text) > 20 or not -(2**63) <= int(text) < 2**63:
         raise MalformedBody("an integer in the body does not fit 64 bits")
     return int(text)
+
+
+def _anything(text: str) -> int:
+    return 0
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise MalformedBody("an object in the body has the same key twice")
+    return found
+
+
+def _count_keys(value: Any) -> int:
+    """The number of keys in a parsed value, at all levels."""
+    if isinstance(value, dict):
+        return len(value) + sum(map(_count_keys, value.values()))
+    if isinstance(value, list) and not _PLAIN.issuperset(map(type, value)):
+        return sum(map(_count_keys, value))
+    return 0
+
+
+_PLAIN = frozenset({int, float, str, bool, type(None)})
 
 
 def write_answer(result: Any, *, as_bson: bool) -> tuple[bytes, str]:

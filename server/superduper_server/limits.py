@@ -20,13 +20,11 @@ class Limits:
     """The limits of one server; seconds are deadlines of a request.
 
     A body may take `receive_seconds` and as long again as it takes at `least_rate` bytes a second;
-    an answer must be read as fast. `values` bounds what a JSON body is made into: a number of two
-    bytes becomes an object of dozens.
+    an answer must be read as fast.
     """
 
     body_bytes: int = 64 * 1024 * 1024
     all_bodies_bytes: int = 256 * 1024 * 1024
-    values: int = 4_000_000
     receive_seconds: float = 30.0
     least_rate: int = 32 * 1024
     head_bytes: int = 32 * 1024

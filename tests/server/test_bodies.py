@@ -1,6 +1,7 @@
 """Malformed, oversized and endless bodies: the right 4xx, never a 500, never an echo."""
 
 import asyncio
+import json
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -10,8 +11,9 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from superduper.errors import TimedOut, TooManyRequests
+from superduper.errors import TimedOut, TooLarge, TooManyRequests
 from superduper.service import Service
+from superduper_server import bodies
 from superduper_server.app import build_app
 from superduper_server.limits import BodyLimit, Limits
 from tests.server.running import BASE_URL
@@ -60,6 +62,19 @@ CASES: dict[str, tuple[str, bytes, int]] = {
         documents(b"[" * 900 + b"0.1234567890123456789" + b"]" * 900),
         422,
     ),
+    "a key twice": (JSON, documents(b'{"b": 1, "b": 2}'), 400),
+    "a key twice, spelt differently": (JSON, documents(b'{"b": 1, "\\u0062": 2}'), 400),
+    "a field twice": (JSON, b'{"documents": [{"a": 1}], "documents": [{"a": 2}]}', 400),
+    "a key twice behind a long integer": (
+        JSON,
+        documents(b'{"b": 1' + b"1" * 18 + b', "b": 2}'),
+        400,
+    ),
+    "a key twice beside what looks like keys": (
+        JSON,
+        documents(b'{"b\\":": ":", "c": 1, "c":2}'),
+        400,
+    ),
     "operator in a document": (JSON, documents(b'{"$where": "1"}'), 422),
     "unknown extended JSON": (JSON, documents(b'{"$regularExpression": {}}'), 422),
     "bad id": (JSON, documents(b'{"$oid": "xyz"}'), 422),
@@ -100,6 +115,33 @@ def test_a_malformed_body_gets_its_4xx(client: TestClient, case: str) -> None:
     assert error["code"] == "invalid_input"
     assert len(answer.content) < 2048
     assert LONG[:100].decode() not in answer.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'":"',
+        b'"\\":"',
+        b'[":", "b\\": "]',
+        b'{"\\"": ":"}',
+        b'{"b\\\\": {"b": [{"b": 1}]}}',
+        b'"\\\\"',
+    ],
+)
+def test_what_only_looks_like_the_same_key_twice_is_taken(client: TestClient, text: bytes) -> None:
+    answer = client.post(DOCUMENTS, content=documents(text), headers={"Content-Type": JSON})
+    assert answer.status_code == 201, answer.text
+    found = client.post(f"{DOCUMENTS}/query", json={}).json()["documents"][0]["a"]
+    assert found == json.loads(text)
+
+
+def test_more_values_than_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "MAX_VALUES", 1000)
+    for many in (b"0," * 1000 + b"0", b"[]," * 500 + b"[]", b"{}," * 500 + b"{}"):
+        with pytest.raises(TooLarge, match="1000 values"):
+            bodies.read_body(JSON, b'{"inputs": [' + many + b"]}")
+    text = b'{"inputs": ["' + b"x" * 2000 + b'"]}'
+    assert bodies.read_body(JSON, text) == {"inputs": ["x" * 2000]}
 
 
 def test_malformed_filters_get_theirs(client: TestClient) -> None:
