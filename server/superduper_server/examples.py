@@ -77,6 +77,10 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
         {"n": 1, "nModified": 1},
     ),
     "DeleteDocuments": ({"filter": {"_id": _ID}}, {"n": 1}),
+    "ExplainValue": (
+        {"id": _ID, "field": "y"},
+        {"state": "filled", "value": "cat", "imputation": "y_from_x", "version": 3},
+    ),
     "RegisterComponent": (
         {
             "sealed": {
@@ -126,6 +130,10 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
     "ListFailures": (
         None,
         [{"document": _ID, "state": "dead", "attempts": 3, "error": {"type": "ValueError"}}],
+    ),
+    "ListStates": (
+        {"state": "withheld", "limit": 10},
+        {"documents": [{"document": _ID, "state": "withheld"}], "after": None},
     ),
     "ListVersions": (
         None,

@@ -201,17 +201,21 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
 }
 
 
+# Fields that go to child processes, never into a query.
+FOR_CHILDREN = frozenset({"sealed", "sample", "inputs"})
+
+
 def check_command(command: Command) -> None:
-    """Whatever a command carries for the database.
+    """Whatever a command carries for the database: operators only where operators belong.
 
     Raises InvalidInput that names the field of the command and what is wrong with it.
     """
-    for name, check in _CHECKS.items():
-        value = getattr(command, name, None)
-        if value is None:
+    for name in type(command).model_fields:
+        value = getattr(command, name)
+        if value is None or name in FOR_CHILDREN:
             continue
         try:
-            check(value)
+            _CHECKS.get(name, _check_literal)(value)
         except InvalidInput as error:
             raise InvalidInput(f"{name}: {error.message}") from error
 

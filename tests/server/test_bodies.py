@@ -144,6 +144,15 @@ def test_more_values_than_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
     assert bodies.read_body(JSON, text) == {"inputs": ["x" * 2000]}
 
 
+@pytest.mark.parametrize("id", [{"$ne": None}, {"$gt": 0}, bson.Regex(".*")])
+def test_no_operator_comes_in_by_bson(client: TestClient, id: Any) -> None:
+    client.post(DOCUMENTS, json={"documents": [{"_id": 1, "y": "secret"}]})
+    body = bson.encode({"id": id, "field": "y"})
+    answer = client.post(f"{DOCUMENTS}/explain", content=body, headers={"Content-Type": BSON})
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["error"]["message"].startswith("id: ")
+
+
 def test_malformed_filters_get_theirs(client: TestClient) -> None:
     deep: Any = 1
     for _ in range(40):

@@ -179,6 +179,20 @@ def test_the_field_of_the_command_is_named() -> None:
         )
 
 
+@pytest.mark.parametrize(
+    "value", [{"$ne": None}, Regex(".*"), re.compile("."), {"a": [{"$gt": 1}]}]
+)
+def test_operators_are_for_the_fields_of_operators(value: Any) -> None:
+    for command in (
+        commands.ExplainValue(collection="docs", id=value, field="y"),
+        commands.ListStates(collection="docs", name="n", state="filled", after={"_id": value}),
+    ):
+        with pytest.raises(InvalidInput, match="^(id|after): "):
+            filters.check_command(command)
+    filters.check_command(commands.ExplainValue(collection="docs", id={"a": 1}, field="y"))
+    filters.check_command(commands.Predict(collection="docs", name="m", inputs=[value]))
+
+
 def test_operators_and_extended_json_go_together() -> None:
     read = filters.read_operators(
         {"_id": {"$in": [{"$oid": str(ID)}]}, "at": {"$gt": {"$date": "2026-01-01T00:00:00Z"}}}
