@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from bson.binary import Binary, BinaryVectorDtype
 
@@ -88,10 +89,26 @@ def refill(collection: Any, documents: list[dict[str, Any]]) -> None:
         collection.insert_many(documents[start : start + 1_000])
 
 
+def server(client: Client) -> psutil.Process:
+    """The process of the store that a client uses."""
+    port = client._mongo.address[1]
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if any(
+                each.laddr.port == port and each.status == psutil.CONN_LISTEN
+                for each in process.net_connections("tcp")
+            ):
+                return process
+    raise LookupError(f"nobody listens at port {port}")
+
+
+def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
+    """The CPU that processes have used so far."""
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+
 def resident_mb(process: "subprocess.Popen[bytes]") -> float:
     """Memory of a process and all its children, in MiB."""
-    import psutil
-
     parent = psutil.Process(process.pid)
     total = 0
     for each in [parent, *parent.children(recursive=True)]:

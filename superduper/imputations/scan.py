@@ -1,13 +1,16 @@
 """Fill what is already there: a walk over a collection in the order of `_id`, resumable anywhere.
 
-While one batch is written the model works on the next, so that the store is the only bottleneck.
+While batches are written the model works on the next one, and the store always has another batch
+to go on with: it is the only bottleneck.
 The walk's place is kept with the imputation. It starts at a place by index bounds and not by a
 comparison: `{_id: {$gt: last}}` would end where the type of the ids changes.
 """
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from bson.raw_bson import RawBSONDocument
@@ -26,6 +29,8 @@ LARGEST_BATCH = 500
 FIRST_BATCH = 32
 LARGEST_BATCH_BYTES = 16 << 20
 CHECKPOINT_SECONDS = 1.0
+# One that the store is busy with, and one that it finds when it is done.
+WRITERS = 2
 
 
 class Stop(Protocol):
@@ -88,17 +93,16 @@ class Scan:
             return False
         # Also where nothing is missing yet: the first insert is not to wait for the model.
         self.filler.isolation.make_ready()
-        with ThreadPoolExecutor(1, thread_name_prefix="fill") as writer:
-            if not self._walk(writer):
+        with ThreadPoolExecutor(WRITERS, thread_name_prefix="fill") as writers:
+            if not self._walk(writers):
                 return False
         self.filler.failures.forget_deleted(self.filler.collection)
         return self.imputations.set_scan(
             self.record, state="done", seen=self.seen, filled=self.filled
         )
 
-    def _walk(self, writer: ThreadPoolExecutor) -> bool:
-        writing: Future[int] | None = None
-        last: RawBSONDocument | None = None
+    def _walk(self, writers: ThreadPoolExecutor) -> bool:
+        writing: deque[_Writing] = deque()
         for documents in walk(self.filler.collection, self.record, self.size):
             if not self._wanted():
                 return False
@@ -108,11 +112,11 @@ class Scan:
                 self.size.shrink()
             else:
                 self.size.grow()
-            if not self._written(writing, last):
+            if len(writing) == WRITERS and not self._written(writing.popleft()):
                 return False
-            writing, last = writer.submit(self.filler.finish, prepared), documents[-1]
-            self.seen += len(documents)
-        return self._written(writing, last)
+            filled = writers.submit(self.filler.finish, prepared)
+            writing.append(_Writing(filled, documents[-1]["_id"], len(documents)))
+        return all(self._written(batch) for batch in writing)
 
     def _wanted(self) -> bool:
         """Whether this very scan still is to be done, by the version that does it."""
@@ -124,17 +128,25 @@ class Scan:
             return False
         return now.filling and _asked(now) == _asked(self.record)
 
-    def _written(self, writing: "Future[int] | None", last: RawBSONDocument | None) -> bool:
-        """Wait for a batch to be written, and then remember the place; False if superseded."""
-        if writing is None or last is None:
-            return True
-        self.filled += writing.result()
+    def _written(self, batch: "_Writing") -> bool:
+        """Wait for the oldest batch, and then remember the place; False if superseded."""
+        self.filled += batch.filled.result()
+        self.seen += batch.seen
         if time.monotonic() - self._saved_at < CHECKPOINT_SECONDS:
             return True
         self._saved_at = time.monotonic()
         return self.imputations.set_scan(
-            self.record, last=last["_id"], seen=self.seen, filled=self.filled
+            self.record, last=batch.last, seen=self.seen, filled=self.filled
         )
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """A batch that is being written: its fills, its last document's `_id` and how many it saw."""
+
+    filled: "Future[int]"
+    last: Any
+    seen: int
 
 
 def _asked(record: ImputationRecord) -> tuple[Any, ...]:
