@@ -234,8 +234,8 @@ class Collection:
 
         Settings: `model`, `model_key`, `target_key`, and optionally `target`, `loss`, `metrics`,
         `filter`, `optimizer`, `lr`, `batch_size`, `max_epochs`, `patience`, `watch`, `seed`,
-        `min_confidence`, `on_input_change`, `promote`, `watcher` and the others of
-        `superduper.commands.CreateImputation`. `objective` is another word for `loss`.
+        `mixed_precision`, `min_confidence`, `on_input_change`, `promote`, `watcher` and the others
+        of `superduper.commands.CreateImputation`. `objective` is another word for `loss`.
         """
         if "objective" in settings:
             if settings.get("loss") is not None:

@@ -170,6 +170,7 @@ class CreateImputation(OnCollection):
     patience: Annotated[int, Field(ge=1)] = 10
     watch: str = "loss"
     seed: int | None = None
+    mixed_precision: Literal["bf16", "fp16"] | None = None
     trainer: Name | None = None
     policies: tuple[Named, ...] = ()
     features: dict[str, Name] | None = None

@@ -46,7 +46,16 @@ WEIGHTS = "weights.safetensors"
 _SEEDS = 2**31
 
 _SEALED = ("data", "validated_on", "skipped", "initial_hash")
-_TRAINING = ("optimizer", "lr", "batch_size", "max_epochs", "max_steps", "patience", "watch")
+_TRAINING = (
+    "optimizer",
+    "lr",
+    "batch_size",
+    "max_epochs",
+    "max_steps",
+    "patience",
+    "watch",
+    "mixed_precision",
+)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from superduper.training.graph import Frame, Graph, Node
 from superduper.training.objective import Objective, StepResult, Term
 from superduper.training.optimizers import optimizer_of
 from superduper.training.policies import BestWeights, NaNStop, Patience, Policy, check_watched
+from superduper.training.precision import MixedPrecision, default_device
 from superduper.training.randomness import seed_everything
 from superduper.training.sources import IndexSource
 from superduper.training.weights import copy_of_state, weights_blob, weights_hash
@@ -76,6 +77,7 @@ class Settings:
     max_steps: int | None
     patience: int
     watch: str
+    mixed_precision: str | None
     seed: int
 
 
@@ -110,7 +112,7 @@ class Fitting:
 
     def __init__(self, send: Callable[[Message], None]) -> None:
         self.send = send
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = default_device()
 
     # Loading ---------------------------------------------------------------------------------
 
@@ -252,7 +254,10 @@ class Fitting:
         answers = Answers(predictor, folds[validated], self.fields.targets)
         return Stage(
             graph=graph,
-            objective=Objective([Term("loss", FittedLoss(self.loss), ("output", "y"))]),
+            objective=Objective(
+                [Term("loss", FittedLoss(self.loss), ("output", "y"))],
+                MixedPrecision(settings.mixed_precision, self.device),
+            ),
             source=self._source(folds["train"], dtype, settings.seed),
             optimizers=optimizers,
             validation=self._source(folds[validated], dtype, None),
@@ -265,7 +270,7 @@ class Fitting:
         device = self.device
 
         def gather(index: torch.Tensor) -> Frame:
-            frame = fold.gather(index)
+            frame = fold.gather(index, pinned=device.type == "cuda")
             return {name: collate.place(part, device, dtype) for name, part in frame.items()}
 
         size = self.settings.batch_size

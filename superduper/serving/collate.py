@@ -171,7 +171,9 @@ def place(batch: Any, device: str | torch.device, dtype: torch.dtype | None = No
 
     def move(tensor: torch.Tensor) -> torch.Tensor:
         floating = tensor.is_floating_point()
-        return tensor.to(device, (dtype or tensor.dtype) if floating else tensor.dtype)
+        wanted = (dtype or tensor.dtype) if floating else tensor.dtype
+        # Not back from a GPU: what arrives in main memory would be looked at too early.
+        return tensor.to(device, wanted, non_blocking=not tensor.is_cuda)
 
     return _each_tensor(batch, move)
 

@@ -66,10 +66,15 @@ class Column:
         )
         self._data = flat.view(self.n, *self.shape)
 
-    def gather(self, index: torch.Tensor) -> torch.Tensor:
+    def gather(self, index: torch.Tensor, pinned: bool) -> torch.Tensor:
         """The tensors of several records, stacked."""
         assert self._data is not None  # sealed
-        return self._data.index_select(0, index)
+        if not pinned:
+            return self._data.index_select(0, index)
+        # Straight into memory that a GPU can fetch from by itself, without a copy in between.
+        shape = (len(index), *self.shape)
+        stacked = torch.empty(shape, dtype=self.dtype, pin_memory=True)
+        return torch.index_select(self._data, 0, index, out=stacked)
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
@@ -113,16 +118,16 @@ class Columns:
         for column in self._columns:
             column.seal()
 
-    def gather(self, index: torch.Tensor) -> Any:
+    def gather(self, index: torch.Tensor, pinned: bool) -> Any:
         """The batch of several records, in the form of a sample."""
-        return self._gather(self._tree, index)
+        return self._gather(self._tree, index, pinned)
 
-    def _gather(self, tree: Any, index: torch.Tensor) -> Any:
+    def _gather(self, tree: Any, index: torch.Tensor, pinned: bool) -> Any:
         if isinstance(tree, Column):
-            return tree.gather(index)
+            return tree.gather(index, pinned)
         if isinstance(tree, dict):
-            return {key: self._gather(branch, index) for key, branch in tree.items()}
-        return tuple(self._gather(branch, index) for branch in tree)
+            return {key: self._gather(branch, index, pinned) for key, branch in tree.items()}
+        return tuple(self._gather(branch, index, pinned) for branch in tree)
 
 
 class Fold:
@@ -161,11 +166,11 @@ class Fold:
                 columns.seal()
         self._raw.flush()
 
-    def gather(self, index: torch.Tensor) -> Frame:
-        """The batch of several records: `x` and `y`."""
+    def gather(self, index: torch.Tensor, *, pinned: bool = False) -> Frame:
+        """The batch of several records: `x` and `y`; `pinned` for who copies it to a GPU."""
         if self._x is None or self._y is None:
             raise InvalidInput(f"fold {self.folder.name!r} has no records")
-        return {"x": self._x.gather(index), "y": self._y.gather(index)}
+        return {"x": self._x.gather(index, pinned), "y": self._y.gather(index, pinned)}
 
     def raw(self, index: torch.Tensor) -> Iterator[dict[str, Any]]:
         """The raw values of several records."""

@@ -20,6 +20,9 @@ DEFAULTS: Config = {
     "checkpoint_interval": None,
     "nan_stop": True,
     "hash_data": True,
+    "device": None,
+    "mixed_precision": None,
+    "compile": None,
 }
 
 # What may change between two calls that train the same run: how long, and where its folder lies.
@@ -81,6 +84,11 @@ def _check(config: Config) -> None:
             continue
         if type(value) is not int or value < 1:
             raise InvalidInput(f"{key} is {value!r}: it must be a whole number of at least 1")
+    if config["mixed_precision"] not in (None, "bf16"):
+        raise InvalidInput(
+            f"mixed_precision is {config['mixed_precision']!r}: it must be 'bf16', or null for "
+            "float32; fp16 needs a loss that is scaled, which train_batch would have to do itself"
+        )
     if type(config["seed"]) is not int or not 0 <= config["seed"] < 2**63:
         raise InvalidInput(f"seed is {config['seed']!r}: it must be a whole number from 0")
 

@@ -175,6 +175,7 @@ class Engine:
             "train": self._train.state_dict(),
             "graph": stage.graph.state_dict(),
             "optimizers": {name: each.state_dict() for name, each in stage.optimizers.items()},
+            "precision": stage.objective.precision.state_dict(),
             "policies": [policy.state_dict() for policy in self.policies],
             "random": random_state(),
         }
@@ -188,6 +189,7 @@ class Engine:
         stage.graph.load_state_dict(state["graph"])
         for name, optimizer in stage.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
+        stage.objective.precision.load_state_dict(state["precision"])
         for policy, kept in zip(self.policies, state["policies"], strict=True):
             policy.load_state_dict(kept)
         set_random_state(state["random"])

@@ -13,6 +13,7 @@ import torch
 from superduper.errors import InvalidInput
 from superduper.training.graph import Frame, Graph
 from superduper.training.optimizers import forget_gradients
+from superduper.training.precision import MixedPrecision
 
 Loss = Callable[..., torch.Tensor]
 
@@ -39,8 +40,9 @@ class StepResult:
 class Objective:
     """A weighted sum of terms."""
 
-    def __init__(self, terms: Sequence[Term]) -> None:
+    def __init__(self, terms: Sequence[Term], precision: MixedPrecision | None = None) -> None:
         self.terms = tuple(terms)
+        self.precision = precision or MixedPrecision()
         # A loss that sums over the batch is divided by the number of records when it is reported.
         self._sums = {
             term.name: getattr(term.function, "reduction", "mean") == "sum" for term in terms
@@ -72,10 +74,9 @@ class Objective:
         """One step of training."""
         if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers.values()):
             return self._search(graph, frame, n, optimizers)
-        result = self._differentiate(graph, frame, n, optimizers)
-        for optimizer in optimizers.values():
-            optimizer.step()
-        return result[0]
+        result, _ = self._differentiate(graph, frame, n, optimizers)
+        self.precision.step(*optimizers.values())
+        return result
 
     def _differentiate(
         self, graph: Graph, frame: Frame, n: int, optimizers: Mapping[str, torch.optim.Optimizer]
@@ -83,16 +84,20 @@ class Objective:
         """Forward and backward: what there is to report, and what was minimised."""
         for optimizer in optimizers.values():
             forget_gradients(optimizer)
-        done = graph(frame)
-        losses = self.losses(done)
-        loss = self.total(losses)
-        _backward(loss)
+        with self.precision.forward():
+            done = graph(frame)
+            losses = self.losses(done)
+            loss = self.total(losses)
+        _check(loss)
+        self.precision.backward(loss)
         return self._result(losses, done, n), loss
 
     def _search(
         self, graph: Graph, frame: Frame, n: int, optimizers: Mapping[str, torch.optim.Optimizer]
     ) -> StepResult:
         """A step of LBFGS, which evaluates the loss several times within it."""
+        if self.precision.name == "fp16":
+            raise InvalidInput("LBFGS cannot be used in fp16: take bf16, or another optimizer")
         kept: list[StepResult] = []
 
         def closure() -> torch.Tensor:
@@ -108,7 +113,7 @@ class Objective:
         """Nothing more comes in this epoch: what waits for more batches must wait no longer."""
 
     def evaluate(self, graph: Graph, frame: Frame, n: int) -> StepResult:
-        """The losses of a batch, without training on it."""
+        """The losses of a batch, without training on it; in float32, as the model will be used."""
         done = graph(frame)
         return self._result(self.losses(done), done, n)
 
@@ -124,10 +129,9 @@ class Objective:
         return StepResult(means, frame, n)
 
 
-def _backward(loss: torch.Tensor) -> None:
+def _check(loss: torch.Tensor) -> None:
     if not loss.requires_grad:
         raise InvalidInput(
             "the loss does not depend on any parameter of the model: check that neither the model "
             "nor the loss detaches its result"
         )
-    torch.autograd.backward(loss)

@@ -11,6 +11,7 @@ from safetensors.torch import load
 
 from superduper.errors import InvalidInput
 from superduper.training.optimizers import forget_gradients
+from superduper.training.precision import MixedPrecision, compile_module, default_device
 from superduper.training.run_folder import write_whole
 from superduper.training.weights import copy_of_state, weights_blob
 
@@ -23,8 +24,9 @@ class TorchModel:
     `optimizer` is a class, or any callable that takes the parameters, or an optimizer of them.
 
     With `accumulate` the gradients of so many steps make one step of the optimizer; `clip` is the
-    greatest norm of the gradients; `precision="bf16"` computes in mixed precision. The model is
-    trained on `device`, by default a GPU if there is one.
+    greatest norm of the gradients; `mixed_precision`, "bf16" or "fp16", is what it trains in;
+    `compile` has torch compile the architecture, with its default backend or the one that is named.
+    The model is trained on `device`, by default a GPU if there is one.
     """
 
     def __init__(
@@ -36,15 +38,14 @@ class TorchModel:
         *,
         accumulate: int = 1,
         clip: float | None = None,
-        precision: str = "fp32",
+        mixed_precision: str | None = None,
+        compile: bool | str = False,
         device: str | torch.device | None = None,
     ) -> None:
         if accumulate < 1:
             raise InvalidInput(f"accumulate must be at least 1, not {accumulate}")
-        if precision not in ("fp32", "bf16"):
-            raise InvalidInput(f"precision must be 'fp32' or 'bf16', not {precision!r}")
-        default = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device or default)
+        self.device = torch.device(device or default_device())
+        self.precision = MixedPrecision(mixed_precision, self.device)
         self.architecture = architecture.to(self.device)
         self.activation = activation
         self.criterion = (
@@ -53,7 +54,8 @@ class TorchModel:
         self.optimizer = _optimizer(optimizer, architecture)
         self.accumulate = accumulate
         self.clip = clip
-        self.precision = precision
+        if compile:
+            compile_module(architecture, compile)
         self._waiting = 0
         self._weight = next(each for each in architecture.parameters() if each.is_floating_point())
 
@@ -67,21 +69,21 @@ class TorchModel:
         if not self.architecture.training:
             self.architecture.train()
         *arguments, target = self._tensors(inputs)
-        with _telling(inputs), self._autocast():
+        with _telling(inputs), self.precision.forward():
             losses = self.criterion(self.architecture(*arguments), target)
         if self._waiting == 0:
             forget_gradients(self.optimizer)
         total = _total(losses)
-        torch.autograd.backward(total if self.accumulate == 1 else total / self.accumulate)
+        self.precision.backward(total if self.accumulate == 1 else total / self.accumulate)
         self._waiting += 1
         if self._waiting == self.accumulate:
             self._step()
         return _arrays(losses)
 
     def do_inf_step(self, *inputs: Any) -> Any:
-        """Predictions for a batch, in evaluation mode."""
+        """Predictions for a batch, in evaluation mode and in the precision of the weights."""
         self.architecture.eval()
-        with torch.no_grad(), _telling(inputs), self._autocast():
+        with torch.no_grad(), _telling(inputs):
             outputs = self.architecture(*self._tensors(inputs))
             return _arrays(self.activation(outputs))
 
@@ -113,26 +115,29 @@ class TorchModel:
 
     def state_dict(self) -> dict[str, Any]:
         """The gradients that wait for more batches; modules and optimizers are kept apart."""
+        scale = self.precision.state_dict()
         if not self._waiting:
-            return {"waiting": 0, "gradients": {}}
+            return {"waiting": 0, "gradients": {}, "scale": scale}
         gradients = {
             name: parameter.grad
             for name, parameter in self.architecture.named_parameters()
             if parameter.grad is not None
         }
-        return {"waiting": self._waiting, "gradients": gradients}
+        return {"waiting": self._waiting, "gradients": gradients, "scale": scale}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state."""
         self._waiting = state["waiting"]
+        self.precision.load_state_dict(state["scale"])
         for name, parameter in self.architecture.named_parameters():
             gradient = state["gradients"].get(name)
             parameter.grad = None if gradient is None else gradient.to(parameter)
 
     def _step(self) -> None:
         if self.clip is not None:
+            self.precision.unscale(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.architecture.parameters(), self.clip)
-        self.optimizer.step()
+        self.precision.step(self.optimizer)
         self._waiting = 0
 
     def _set(self, settings: Mapping[str, Any]) -> None:
@@ -144,11 +149,6 @@ class TorchModel:
                         " knows nothing: override do_train_step to use it"
                     )
                 group[name] = value
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def _tensors(self, inputs: tuple[Any, ...]) -> list[torch.Tensor]:
         """Inputs as tensors: fractions in the model's type, whole numbers as int64."""
@@ -179,8 +179,9 @@ def _is_plain(array: Any) -> bool:
 def _arrays(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         value = value.detach()
-        # numpy has no bfloat16.
-        return (value.float() if value.dtype == torch.bfloat16 else value).cpu().numpy()
+        # numpy has no bfloat16, and float16 is a poor one to sum up losses in.
+        half = value.dtype in (torch.bfloat16, torch.float16)
+        return (value.float() if half else value).cpu().numpy()
     if isinstance(value, Mapping):
         return {key: _arrays(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

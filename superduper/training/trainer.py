@@ -25,6 +25,7 @@ from superduper.training.interrupts import SaveOnInterrupt
 from superduper.training.loaders import LoaderSource
 from superduper.training.multiple_optimizers import MultipleOptimizers
 from superduper.training.policies import NaNStop, Policy
+from superduper.training.precision import compile_module, device_of
 from superduper.training.run_folder import RunFolder
 from superduper.training.run_record import RunRecord, describe_data
 from superduper.training.trainer_objective import BatchObjective
@@ -68,7 +69,13 @@ class Trainer:
         self.config = run_config(config)
         self.folder = RunFolder(self.config["model_dir"])
         _check_optimizers(self.model, self._optimizers())
-        self._objective = BatchObjective(self.train_batch, self.evaluate_batch)
+        if self.config["device"]:
+            self.model.to(device_of(self.config["device"]))
+        if self.config["compile"]:
+            compile_module(self.model, self.config["compile"])
+        self._objective = BatchObjective(
+            self.train_batch, self.evaluate_batch, self.config["mixed_precision"]
+        )
         self._records = RunRecords(
             self.folder, self._objective, self.summarize_epoch, self.config["log_interval"]
         )

@@ -11,6 +11,7 @@ from superduper.training.graph import Frame, Graph
 from superduper.training.loaders import moved
 from superduper.training.metrics import is_elsewhere
 from superduper.training.objective import Objective, StepResult
+from superduper.training.precision import MixedPrecision
 
 StepFunction = Callable[..., Any]
 
@@ -21,8 +22,14 @@ class BatchObjective(Objective):
     The sums of the epoch are kept, without their autograd history, for its summary.
     """
 
-    def __init__(self, train_batch: StepFunction, evaluate_batch: StepFunction) -> None:
+    def __init__(
+        self,
+        train_batch: StepFunction,
+        evaluate_batch: StepFunction,
+        mixed_precision: str | None = None,
+    ) -> None:
         super().__init__(())
+        self._mixed_precision = mixed_precision
         self._train_batch = train_batch
         self._evaluate_batch = evaluate_batch
         self.train_results: list[Results] = []
@@ -45,8 +52,9 @@ class BatchObjective(Objective):
         self, graph: Graph, frame: Frame, n: int, optimizers: Mapping[str, torch.optim.Optimizer]
     ) -> StepResult:
         """One step of training, as the trainer has it."""
-        with _mutable_graph(len(optimizers) > 1):
-            returned = self._train_batch(*self._on_device(graph, frame))
+        batch = self._on_device(graph, frame)
+        with _mutable_graph(len(optimizers) > 1), self.precision.forward():
+            returned = self._train_batch(*batch)
         results = detached(returned, "train_batch")
         self.train_results.append(results)
         self.train_n += n
@@ -63,6 +71,7 @@ class BatchObjective(Objective):
         # Looked for once an epoch: in a small model it takes as long as a layer does.
         if self._device is None:
             self._device = next(graph.parameters()).device
+            self.precision = MixedPrecision(self._mixed_precision, self._device)
         batch: tuple[Any, ...] = frame["batch"]
         return batch if self._device.type == "cpu" else moved(batch, self._device)
 

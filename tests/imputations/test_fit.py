@@ -90,6 +90,20 @@ def test_the_same_seed_trains_the_same_weights(fitting: Fitting) -> None:
     assert runs[0]["data"] == runs[1]["data"]
 
 
+def test_a_fit_computes_in_16_bits_where_it_is_told_to(fitting: Fitting) -> None:
+    def loss(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        # Validation is in 32 bits, as filling will be.
+        wanted = torch.bfloat16 if torch.is_grad_enabled() else torch.float32
+        assert output.dtype == wanted, output.dtype
+        return torch.nn.functional.cross_entropy(output, y)
+
+    fitting.insert(points(80))
+    fitting.register_all(loss=loss)
+    run = fitting.fit(fitting.declare(mixed_precision="bf16", watch="accuracy"))
+    assert run["settings"]["mixed_precision"] == "bf16"
+    assert run["best"]["accuracy"] > 0.9
+
+
 def test_documents_that_fail_are_listed_and_skipped(fitting: Fitting) -> None:
     fitting.insert(points(60))
     fitting.insert({100: (torch.zeros(2), "zebra"), 101: ("no tensor", "low")})

@@ -300,7 +300,7 @@ def frozen() -> torch.nn.Module:
             "the optimizer SGD is of another model",
         ),
         (lambda: model_of(accumulate=0), "accumulate must be at least 1"),
-        (lambda: model_of(precision="fp8"), "must be 'fp32' or 'bf16', not 'fp8'"),
+        (lambda: model_of(mixed_precision="fp8"), "must be 'bf16' or 'fp16', or None .*not 'fp8'"),
         (
             lambda: model_of().do_train_step(np.zeros((2, 5)), np.zeros(2, int), lr=1),
             r"refused a batch of the shapes \(2, 5\), \(2,\): mat1 and mat2",
