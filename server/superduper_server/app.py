@@ -13,12 +13,13 @@ import superduper
 from superduper.service import Service
 from superduper_server import openapi
 from superduper_server.admin_routes import admin_endpoints
-from superduper_server.auth import Authenticator, FailureLimit, Guard
+from superduper_server.auth import Authenticator, FailureLimit, Guard, QuickGuard
 from superduper_server.backend import Backend
 from superduper_server.docs_page import add_docs
+from superduper_server.fast import FastDoor, FastPath
 from superduper_server.health import Readiness, add_health
 from superduper_server.limits import BodyLimit, Limits
-from superduper_server.observe import Figures, Front
+from superduper_server.observe import Figures, Front, RequestIds
 from superduper_server.routes import PREDICTIONS, Router, command_endpoints, registering
 from superduper_server.shares import Shares
 from superduper_server.streams import add_streams
@@ -59,10 +60,14 @@ def build_app(
         authenticator = Authenticator(backend.tokens, backend.control, failures)
     app.add_middleware(BodyLimit, limits=limits)
     closed = frozenset() if register_code else registering(endpoints)
+    shares, ids = Shares(limits), RequestIds()
     app.add_middleware(
-        Guard, table=router.table, closed=closed, authenticator=authenticator, shares=Shares(limits)
+        Guard, table=router.table, closed=closed, authenticator=authenticator, shares=shares
     )
-    app.add_middleware(Front, figures=figures)
+    app.add_middleware(Front, figures=figures, ids=ids)
+    quick = QuickGuard(router.table, authenticator, shares)
+    app.state.fast = FastPath(backend.core, backend.models, quick, figures, ids)
+    app.add_middleware(FastDoor, fast=app.state.fast)
     app.state.backend = backend
     app.state.table = router.table
     return app
@@ -72,7 +77,7 @@ def _bare_app(backend: Backend) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        backend.stopping.set()
+        backend.stop()
         backend.close()
 
     return FastAPI(

@@ -1,19 +1,18 @@
 """What the endpoints of one app share: the service, the tokens, the pools of threads."""
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from bson.errors import BSONError
 from starlette.requests import ClientDisconnect
 
-from superduper.errors import InvalidInput
 from superduper.service import Service
 from superduper.store.mongo import database_errors
 from superduper_server.limits import Limits
+from superduper_server.models import Models
 from superduper_server.pool import Pool
+from superduper_server.predict import Predictions
 from superduper_server.tokens import Tokens
 
 
@@ -27,12 +26,15 @@ class Backend:
     requests: Pool
     predictions: Pool
     control: Pool
+    models: Models
+    core: Predictions
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     streams: int = 0
 
     @classmethod
     def of(cls, service: Service, limits: Limits) -> "Backend":
         """The parts for a service; predictions and what keeps the server in order wait apart."""
+        control = Pool("checks", threads=4, waiting=limits.waiting)
         return cls(
             service=service,
             tokens=Tokens(service.context.database),
@@ -41,7 +43,9 @@ class Backend:
             predictions=Pool(
                 "predictions", threads=limits.predict_threads, waiting=limits.predict_waiting
             ),
-            control=Pool("checks", threads=4, waiting=limits.waiting),
+            control=control,
+            models=Models(service, control),
+            core=Predictions(service, limits.predict_seconds),
         )
 
     async def ping(self, seconds: float) -> None:
@@ -55,21 +59,15 @@ class Backend:
         with database_errors():
             self.service.context.database.command("ping")
 
+    def stop(self) -> None:
+        """Begin no more: what was begun may end."""
+        self.stopping.set()
+        self.core.stopping = True
+
     def close(self) -> None:
         """Let the threads go; the service belongs to whoever made it."""
         for pool in (self.requests, self.predictions, self.control):
             pool.close()
-
-
-@contextmanager
-def refused_values() -> Iterator[None]:
-    """Values that cannot be stored as BSON are the sender's mistake."""
-    try:
-        yield
-    except (BSONError, OverflowError, UnicodeEncodeError, RecursionError) as error:
-        raise InvalidInput(
-            f"a value in the request cannot be stored as BSON ({type(error).__name__})"
-        ) from error
 
 
 async def unless_gone(receive: Callable[[], Any], work: Any) -> Any:

@@ -7,17 +7,20 @@ With `Content-Type: application/bson` a request's body is one BSON document of i
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import bson
 import orjson
 from bson.codec_options import CodecOptions, DatetimeConversion
-from starlette.datastructures import Headers
+from bson.errors import BSONError
+from pydantic import BaseModel
 
-from superduper.errors import TooLarge
+from superduper.command import Command, build
+from superduper.errors import InvalidInput, TooLarge
 from superduper.fields.json import dumps, from_json
-from superduper_server.filters import OPERATOR_FIELDS, read_operators
+from superduper_server.filters import OPERATOR_FIELDS, check_command, read_operators
 from superduper_server.limits import MalformedBody, UnsupportedMediaType
 
 BSON = "application/bson"
@@ -38,14 +41,53 @@ MAX_VALUES = 4_000_000
 _OPENERS = (b",", b"[", b"{")
 
 
-def content_type(headers: Headers) -> str:
+def content_type(headers: Mapping[str, str]) -> str:
     """The media type of a request's body, without parameters."""
     return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def wants_bson(headers: Headers) -> bool:
+def wants_bson(headers: Mapping[str, str]) -> bool:
     """Whether the answer is to be BSON."""
     return BSON in headers.get("accept", "").lower()
+
+
+def read_fields(headers: Mapping[str, str], query: str, body: bytes) -> dict[str, Any]:
+    """The fields that a request sends in its body.
+
+    Raises InvalidInput if it has a query as well, and what `read_body` raises.
+    """
+    if query:
+        raise InvalidInput("this request takes no query parameters: send its fields in the body")
+    return read_body(content_type(headers), body)
+
+
+def check_fields(
+    command: type[BaseModel], placed: Mapping[str, Any], sent: Mapping[str, Any]
+) -> Any:
+    """The checked command of what stands in the path and what was sent beside it.
+
+    Raises InvalidInput that names the first wrong field.
+    """
+    for name in sent:
+        if name in placed:
+            raise InvalidInput(f"{name}: belongs in the path, not beside it")
+        if name not in command.model_fields:
+            raise InvalidInput(f"{name[:40]!r} is not a field of this request")
+    built = build(command, **placed, **sent)  # type: ignore[type-var]
+    if isinstance(built, Command):
+        check_command(built)
+    return built
+
+
+@contextmanager
+def refused_values() -> Iterator[None]:
+    """Values that cannot be stored as BSON are the sender's mistake."""
+    try:
+        yield
+    except (BSONError, OverflowError, UnicodeEncodeError, RecursionError) as error:
+        raise InvalidInput(
+            f"a value in the request cannot be stored as BSON ({type(error).__name__})"
+        ) from error
 
 
 def read_body(kind: str, body: bytes) -> dict[str, Any]:
@@ -70,6 +112,20 @@ def _read_bson(body: bytes) -> dict[str, Any]:
 
 
 def _read_json(body: bytes) -> dict[str, Any]:
+    value = parse_object(body)
+    if _LONG_NUMBER.search(body):
+        value = json.loads(body, parse_int=_integer)
+    return {
+        name: read_operators(each) if name in OPERATOR_FIELDS else from_json(each)
+        for name, each in value.items()
+    }
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """The JSON object in a body, as it is written.
+
+    Raises MalformedBody if it is none or has a key twice, TooLarge if it has too many values.
+    """
     if len(body) > MAX_VALUES and sum(map(body.count, _OPENERS)) > MAX_VALUES:
         raise TooLarge(f"more than {MAX_VALUES} values in one body: send fewer, or send tensors")
     try:
@@ -79,14 +135,9 @@ def _read_json(body: bytes) -> dict[str, Any]:
         raise MalformedBody(f"the body is not valid JSON: {error.msg} at {error.pos}") from error
     if not isinstance(value, dict):
         raise MalformedBody("the body must be one JSON object")
-    if _LONG_NUMBER.search(body):
-        value = json.loads(body, parse_int=_integer)
     if len(_KEY_END.findall(body)) != _count_keys(value):
         json.loads(body, parse_int=_anything, object_pairs_hook=_unique)
-    return {
-        name: read_operators(each) if name in OPERATOR_FIELDS else from_json(each)
-        for name, each in value.items()
-    }
+    return value
 
 
 def _integer(text: str) -> int:

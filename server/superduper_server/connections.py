@@ -11,8 +11,10 @@ from typing import Any
 
 import httptools
 import orjson
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from superduper_server.fast import FastPath
+from superduper_server.fast_lane import FastLane
 from superduper_server.limits import Limits
 
 # Files that the server needs beside its connections: the database's sockets, pipes, key files.
@@ -22,8 +24,9 @@ SPARE_FILES = 256
 class Connections:
     """How many connections are open, in all and by address; makes uvicorn's protocol objects."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, fast: FastPath | None = None) -> None:
         self.limits = limits
+        self.fast = fast
         self.most = min(limits.connections, _files_allowed() - SPARE_FILES)
         self.refused = 0
         self._by_address: Counter[str] = Counter()
@@ -49,7 +52,7 @@ class Connections:
             del self._by_address[address]
 
 
-class Connection(HttpToolsProtocol):
+class Connection(FastLane):
     """One connection: a request's head must be there in time, and answers must be taken in time.
 
     The deadline of a head is not put off by what arrives. It also runs while the rest of a body
@@ -57,7 +60,7 @@ class Connection(HttpToolsProtocol):
     """
 
     def __init__(self, connections: Connections, **parts: Any) -> None:
-        super().__init__(**parts)
+        super().__init__(connections.fast, **parts)
         self.limits = connections.limits
         self._connections = connections
         self._address: str | None = None

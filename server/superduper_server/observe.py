@@ -5,11 +5,19 @@ import logging
 import re
 import secrets
 import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import orjson
 from fastapi.exceptions import RequestValidationError
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from pydantic import ValidationError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -17,6 +25,7 @@ from starlette.requests import ClientDisconnect
 
 from superduper.command import explain
 from superduper.errors import InvalidInput, NotFound, SuperduperError
+from superduper.serving.times import Times
 from superduper_server.bodies import JSON, wants_bson, write_error
 from superduper_server.limits import Application, Message, MethodNotAllowed, Receive, Scope, Send
 
@@ -24,48 +33,80 @@ logger = logging.getLogger(__name__)
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 MAX_MESSAGE = 2000
-BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class Figures:
-    """What `/metrics` tells."""
+    """What `/metrics` tells; counting is cheap, and the work is done when somebody asks.
+
+    For the event loop's thread.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self.requests = Counter(
-            "superduper_requests",
-            "Answered requests.",
-            ("method", "route", "status"),
-            registry=self.registry,
-        )
-        self.seconds = Histogram(
-            "superduper_request_seconds",
-            "Time to answer.",
-            ("route",),
-            buckets=BUCKETS,
-            registry=self.registry,
-        )
-        self.in_flight = Gauge(
-            "superduper_requests_in_flight", "Requests being answered.", registry=self.registry
-        )
+        self.registry.register(self)
+        self.in_flight = 0
+        self._counts: Counter[tuple[str, str, int]] = Counter()
+        self._times: dict[str, Times] = {}
 
     def note(self, scope: Scope, status: int, seconds: float) -> None:
         """Count one answered request under its route's template, never under its path."""
         route = getattr(scope.get("route"), "path", "unmatched")
         method = scope["method"] if route != "unmatched" else "any"
-        self.requests.labels(method, route, str(status)).inc()
-        self.seconds.labels(route).observe(seconds)
+        self.note_route(method, route, status, seconds)
+
+    def note_route(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one answered request of a route."""
+        self._counts[method, route, status] += 1
+        times = self._times.get(route)
+        if times is None:
+            times = self._times[route] = Times()
+        times.add(seconds)
+
+    def collect(self) -> Iterator[Metric]:
+        """The figures, as the library asks for them."""
+        labels = ("method", "route", "status")
+        requests = CounterMetricFamily("superduper_requests", "Answered requests.", labels=labels)
+        for (method, route, status), count in self._counts.items():
+            requests.add_metric((method, route, str(status)), count)
+        yield requests
+        seconds = HistogramMetricFamily(
+            "superduper_request_seconds", "Time to answer.", labels=("route",)
+        )
+        for route, times in self._times.items():
+            seconds.add_metric((route,), times.buckets(), times.total)
+        yield seconds
+        yield GaugeMetricFamily(
+            "superduper_requests_in_flight", "Requests being answered.", self.in_flight
+        )
+
+
+class RequestIds:
+    """An id for each request: the sender's if it is one, else a number of our own."""
+
+    def __init__(self) -> None:
+        self._prefix = secrets.token_hex(4)
+        self._numbers = itertools.count(1)
+
+    def of(self, given: str) -> str:
+        """The id of a request that came with this one, or with none."""
+        if given and REQUEST_ID.fullmatch(given):
+            return given
+        return f"{self._prefix}-{next(self._numbers)}"
+
+
+def marks(request_id: str) -> list[tuple[bytes, bytes]]:
+    """The headers that every answer has."""
+    return [(b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
 
 
 class Front:
     """ASGI layer around everything: no exception gets past it, every answer has a request id."""
 
-    def __init__(self, app: Application, figures: Figures) -> None:
+    def __init__(self, app: Application, figures: Figures, ids: RequestIds) -> None:
         self.app = app
         self.figures = figures
-        self._prefix = secrets.token_hex(4)
-        self._numbers = itertools.count(1)
+        self.ids = ids
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -77,22 +118,18 @@ class Front:
             await self.app(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request_id = self._request_id(scope)
+        request_id = self.ids.of(Headers(scope=scope).get("x-request-id", ""))
         status = 0
 
         async def send_marked(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                mark = [
-                    (b"x-request-id", request_id.encode()),
-                    (b"x-content-type-options", b"nosniff"),
-                ]
-                message["headers"] = [*message.get("headers", ()), *mark]
+                message["headers"] = [*message.get("headers", ()), *marks(request_id)]
             await send(message)
 
         started = time.perf_counter()
-        self.figures.in_flight.inc()
+        self.figures.in_flight += 1
         try:
             await self.app(scope, receive, send_marked)
         except ClientDisconnect:
@@ -102,37 +139,41 @@ class Front:
                 raise  # the answer has begun: all that is left is to cut the connection
             await send_error(scope, send_marked, error, request_id)
         finally:
-            self.figures.in_flight.dec()
+            self.figures.in_flight -= 1
             self.figures.note(scope, status or 499, time.perf_counter() - started)
-
-    def _request_id(self, scope: Scope) -> str:
-        given = Headers(scope=scope).get("x-request-id", "")
-        return given if REQUEST_ID.fullmatch(given) else f"{self._prefix}-{next(self._numbers)}"
 
 
 async def send_error(scope: Scope, send: Send, error: Exception, request_id: str) -> None:
     """Answer a request with an error."""
+    status, headers, body = error_answer(scope["path"], Headers(scope=scope), error, request_id)
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def error_answer(
+    path: str, headers: Mapping[str, str], error: Exception, request_id: str
+) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Status, headers and body of the answer to a request that led to an error."""
     known = _known(error)
     if known.status >= 500 and known.code == SuperduperError.code:
         logger.error(
             "request %s failed", request_id, exc_info=error, extra={"event": "request.failed"}
         )
     status, message = known.status, known.message[:MAX_MESSAGE]
-    if is_v2(scope["path"]):
+    if is_v2(path):
         status = 400 if status == 422 else status
         body, media_type = orjson.dumps({"error": message}), JSON
     else:
         body, media_type = write_error(
             {"code": known.code, "message": message, "request_id": request_id},
-            as_bson=wants_bson(Headers(scope=scope)),
+            as_bson=wants_bson(headers),
         )
-    headers = [
+    said = [
         (b"content-type", media_type.encode()),
         (b"content-length", str(len(body)).encode()),
         *_headers(known, error),
     ]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    return status, said, body
 
 
 def is_v2(path: str) -> bool:

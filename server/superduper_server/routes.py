@@ -9,15 +9,15 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 
 from superduper import commands
-from superduper.command import PLURALS, Command, Role, build
+from superduper.command import PLURALS, Command, Role
 from superduper.errors import InvalidInput
 from superduper_server import bodies
-from superduper_server.backend import Backend, refused_values, unless_gone
-from superduper_server.filters import check_command
+from superduper_server.backend import Backend, unless_gone
+from superduper_server.models import MODEL_VERSION_PATH, Place, place_of
 from superduper_server.openapi import Schemas, describe
+from superduper_server.predict import SMALL_BYTES, read
 from superduper_server.tokens import Identity
 
-VERSION_PATH = "/v1/collections/{collection}/models/{name}/versions/{version}/predict"
 # `{kind}s` would be "losss": taken, but not shown.
 HIDDEN_PLURALS: dict[str, tuple[str, ...]] = {"loss": ("losss",)}
 PREDICTIONS = (commands.Predict, commands.PredictImputation)
@@ -93,12 +93,16 @@ class Router:
 
     def _answering(self, endpoint: Endpoint) -> Callable[[Request], Any]:
         backend = self.backend
+        if endpoint.command in PREDICTIONS:
+            return predicting(backend, endpoint.path)
         pool, seconds = _pool_of(endpoint.command, backend)
 
         async def answer(request: Request) -> Response:
             body = await request.body()
             work = pool.run(lambda: _answer(endpoint, request, body, backend), seconds=seconds)
             content, media_type = await unless_gone(request.receive, work)
+            if endpoint.method != "GET":
+                backend.models.forget()  # what is live may have changed
             return Response(content, endpoint.status, media_type=media_type)
 
         return answer
@@ -106,16 +110,44 @@ class Router:
 
 def _pool_of(command: type[BaseModel], backend: Backend) -> tuple[Any, float]:
     limits = backend.limits
-    if command in PREDICTIONS:
-        return backend.predictions, limits.predict_seconds
     return backend.requests, limits.long_seconds if command in LONG else limits.seconds
+
+
+def predicting(backend: Backend, template: str) -> Callable[[Request], Any]:
+    """The ordinary door to the core of predictions, for one path."""
+
+    async def answer(request: Request) -> Response:
+        body = await request.body()
+        place = place_of(template, request.path_params)
+        job = _predict(backend, place, request, body)
+        content, headers = await unless_gone(request.receive, job)
+        return Response(content, headers=headers)
+
+    return answer
+
+
+async def _predict(backend: Backend, place: Place, request: Request, body: bytes) -> Any:
+    target = await backend.models.get(place)
+    query = request.url.query
+    job = await _off_loop(
+        backend, len(body), lambda: read(place, target, request.headers, query, body)
+    )
+    outcomes = await backend.core.run(job, request.scope["identity"].id)
+    return await _off_loop(backend, len(body), lambda: job.finish(outcomes))
+
+
+async def _off_loop(backend: Backend, size: int, call: Callable[[], Any]) -> Any:
+    """Do it at once, or where it holds up nobody if it may take long."""
+    if size <= SMALL_BYTES:
+        return call()
+    return await backend.predictions.run(call, seconds=backend.limits.predict_seconds)
 
 
 def _answer(
     endpoint: Endpoint, request: Request, body: bytes, backend: Backend
 ) -> tuple[bytes, str]:
     """Everything between a request's bytes and its answer's, in a thread of a pool."""
-    with refused_values():
+    with bodies.refused_values():
         command = read_command(endpoint.command, endpoint.fixed, request, body)
         if isinstance(command, commands.FindDocuments):
             _check_limit(command, backend.limits.documents)
@@ -138,16 +170,10 @@ def read_command(
     Raises InvalidInput that names the first wrong field.
     """
     placed = {**request.path_params, **fixed}
-    sent = _query(request) if request.method in ("GET", "DELETE") else _body(request, body)
-    for name in sent:
-        if name in placed:
-            raise InvalidInput(f"{name}: belongs in the path, not beside it")
-        if name not in command.model_fields:
-            raise InvalidInput(f"{name[:40]!r} is not a field of this request")
-    built = build(command, **placed, **sent)  # type: ignore[type-var]
-    if isinstance(built, Command):
-        check_command(built)
-    return built
+    if request.method in ("GET", "DELETE"):
+        return bodies.check_fields(command, placed, _query(request))
+    sent = bodies.read_fields(request.headers, request.url.query, body)
+    return bodies.check_fields(command, placed, sent)
 
 
 def _query(request: Request) -> dict[str, Any]:
@@ -157,12 +183,6 @@ def _query(request: Request) -> dict[str, Any]:
             raise InvalidInput(f"{name[:40]!r} is given twice")
         found[name] = value
     return found
-
-
-def _body(request: Request, body: bytes) -> dict[str, Any]:
-    if request.query_params:
-        raise InvalidInput("this request takes no query parameters: send its fields in the body")
-    return bodies.read_body(bodies.content_type(request.headers), body)
 
 
 def command_endpoints(backend: Backend) -> list[Endpoint]:
@@ -175,7 +195,7 @@ def command_endpoints(backend: Backend) -> list[Endpoint]:
         else:
             found.append(_endpoint(command, command.route.path, handle, {}, _snake(command)))
         if command is commands.Predict:
-            found.append(_endpoint(command, VERSION_PATH, handle, {}, "predict_version"))
+            found.append(_endpoint(command, MODEL_VERSION_PATH, handle, {}, "predict_version"))
     return found
 
 

@@ -1,5 +1,6 @@
 """Run the app with uvicorn: one address, a ready line, a graceful end."""
 
+import gc
 import ipaddress
 import logging
 import signal
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 DRAIN_SECONDS = 20
 KEEP_ALIVE_SECONDS = 15
 BACKLOG = 2048
+GC_THRESHOLDS = (50_000, 20, 100)
 
 
 class Server(uvicorn.Server):
@@ -45,7 +47,7 @@ class Server(uvicorn.Server):
     ) -> None:
         limits = limits or Limits.from_settings()
         app = build_app(service, insecure=insecure, register_code=register_code, limits=limits)
-        super().__init__(_config(app, Connections(limits), tls))
+        super().__init__(_config(app, Connections(limits, app.state.fast), tls))
         self._service = service
         self._bound = bound
         self._scheme = "https" if tls else "http"
@@ -74,14 +76,23 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to accept."""
         await super().startup(sockets)
+        if threading.current_thread() is threading.main_thread():
+            _settle()  # in a thread the process is somebody else's
         if self.started and self.when_ready is not None:
             self.when_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End what would never end by itself, then let the rest finish."""
         # uvicorn waits for every connection, and a follower of a job does not hang up.
-        self.backend.stopping.set()
+        self.backend.stop()
         await super().shutdown(sockets)
+
+
+def _settle() -> None:
+    """Take what is there now out of the garbage collector's way: it stays for good."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
 
 
 def make_server(

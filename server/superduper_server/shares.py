@@ -27,7 +27,15 @@ class Shares:
 
     @contextmanager
     def taken(self, identity: Identity) -> Iterator[None]:
-        """One more request of a token, while it lasts.
+        """One more request of a token, while it lasts; see `take`."""
+        self.take(identity)
+        try:
+            yield
+        finally:
+            self.give_back(identity)
+
+    def take(self, identity: Identity) -> None:
+        """One more request of a token, until it is given back.
 
         Raises TooManyRequests if the token has taken its share.
         """
@@ -36,12 +44,12 @@ class Shares:
             raise TooManyRequests(f"{most} requests of this token are being answered: wait for one")
         self._take_one(identity)
         self._at_once[identity.id] += 1
-        try:
-            yield
-        finally:
-            self._at_once[identity.id] -= 1
-            if not self._at_once[identity.id]:
-                del self._at_once[identity.id]
+
+    def give_back(self, identity: Identity) -> None:
+        """The request has ended."""
+        self._at_once[identity.id] -= 1
+        if not self._at_once[identity.id]:
+            del self._at_once[identity.id]
 
     def _take_one(self, identity: Identity) -> None:
         rate = identity.rate or self._limits.token_rate

@@ -16,7 +16,7 @@ from superduper.errors import TooManyRequests
 from superduper.fields.json import dumps
 from superduper.store.mongo import database_errors
 from superduper_server import bodies
-from superduper_server.backend import Backend, refused_values
+from superduper_server.backend import Backend
 from superduper_server.limits import Send
 from superduper_server.openapi import describe
 from superduper_server.routes import Router, read_command, untraced
@@ -164,7 +164,7 @@ def _documents(backend: Backend) -> Any:
         as_bson = bodies.wants_bson(request.headers)
 
         def begin() -> tuple[Rows, bytes]:
-            with refused_values():
+            with bodies.refused_values():
                 command = read_command(commands.FindDocuments, {}, request, body)
                 if "limit" not in command.model_fields_set:
                     command = command.model_copy(update={"limit": 0})

@@ -4,28 +4,28 @@ Models are loaded when they are first asked, and count as ready unless somebody 
 what was unloaded answers 503 on this server until it is loaded again.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import orjson
 from fastapi import Request
 from fastapi.responses import Response
 
-from superduper.command import Role, build
-from superduper.commands import ShowComponent
-from superduper.errors import InvalidInput, NotFound, NotReady, UserCodeError
-from superduper.serving.signature import CONFIDENCE, Tensor
+from superduper.command import Role
+from superduper.handlers import predictions
+from superduper.serving.batcher import MAX_BATCH_SIZE
+from superduper.serving.hosts import batching
+from superduper.serving.signature import Tensor
 from superduper.store.registry import Component
 from superduper.version import __version__
-from superduper_server import v2_format, v2_tensors
-from superduper_server.backend import Backend, unless_gone
+from superduper_server import bodies, v2_tensors
+from superduper_server.backend import Backend
 from superduper_server.bodies import JSON
 from superduper_server.health import Readiness
-from superduper_server.limits import MalformedBody
-from superduper_server.routes import Router
+from superduper_server.models import V2_PATH, place_of
+from superduper_server.routes import Router, predicting
 from superduper_server.v2_format import Signature
-from superduper_server.v2_tensors import Column, datatype_of
+from superduper_server.v2_tensors import datatype_of
 
 EXTENSIONS = ("binary_tensor_data", "model_repository", "model_configuration")
 PLATFORM = "superduper"
@@ -38,40 +38,19 @@ class Repository:
     """The registered models, as the protocol speaks of them. Every method may block."""
 
     def __init__(self, backend: Backend) -> None:
-        context = backend.service.context
-        self._registry = context.registry
-        self._hosts = context.hosts
-        self._unloaded: set[str] = set()
+        self._context = backend.service.context
+        self._registry = self._context.registry
+        self._hosts = self._context.hosts
+        self._models = backend.models
 
     def find(self, model: str, version: str | None) -> Component:
         """The version asked for, or the live one.
 
         Raises NotFound, or InvalidInput for what is no version.
         """
-        collection, _, name = model.rpartition(".")
-        number = None if version is None else _number(version)
-        try:
-            asked = build(
-                ShowComponent, kind="model", collection=collection, name=name, version=number
-            )
-        except InvalidInput as error:
-            raise NotFound(
-                f"there is no model {model[:120]!r}: the name of a model is <collection>.<model>"
-            ) from error
-        return self._registry.get(asked.collection, "model", asked.name, asked.version)
-
-    def infer(
-        self, model: str, version: str | None, headers: Mapping[str, str], body: bytes
-    ) -> tuple[bytes, dict[str, str]]:
-        """The body of the answer to an inference request, and its headers."""
-        component = self.find(model, version)
-        if model in self._unloaded:
-            raise NotReady(f"model {model!r} has been unloaded: load it first")
-        signature = Signature.of(component.details)
-        question = v2_format.read(headers, body, signature)
-        future = self._hosts.submit(component, question.values, question.timeout)
-        columns = answer_columns(future.result(), signature.outputs)
-        return v2_format.write(model, component.version, question, columns)
+        fields = {"model": model} if version is None else {"model": model, "version": version}
+        component, _ = predictions.find(self._context, place_of(V2_PATH, fields).command)
+        return component
 
     def is_ready(self, model: str, version: str | None) -> bool:
         """Whether a model would be answered for.
@@ -79,17 +58,17 @@ class Repository:
         Raises NotFound if there is none.
         """
         self.find(model, version)
-        return model not in self._unloaded
+        return not self._models.is_unloaded(model)
 
     def load(self, model: str) -> None:
         """Have the live version ready."""
         self._hosts.load(self.find(model, None))
-        self._unloaded.discard(model)
+        self._models.mark(model, loaded=True)
 
     def unload(self, model: str) -> None:
         """Let every version go, and answer for none until it is loaded again."""
         component = self.find(model, None)
-        self._unloaded.add(model)
+        self._models.mark(model, loaded=False)
         for version in self._registry.versions(component.collection, "model", component.name):
             self._hosts.unload(f"{component.id.rpartition('@')[0]}@{version}")
 
@@ -98,7 +77,7 @@ class Repository:
         rows = []
         for collection, name, version in self._registry.list_all("model"):
             model = f"{collection}.{name}"
-            is_ready = model not in self._unloaded
+            is_ready = not self._models.is_unloaded(model)
             state, reason = ("READY", "") if is_ready else ("UNAVAILABLE", "unloaded")
             row = {"name": model, "version": str(version), "state": state, "reason": reason}
             if is_ready or not ready_only:
@@ -120,36 +99,16 @@ class Repository:
 
     def config(self, model: str, version: str | None) -> dict[str, Any]:
         """The same in the words of the model configuration extension."""
-        signature = Signature.of(self.find(model, version).details)
+        component = self.find(model, version)
+        signature = Signature.of(component.details)
         return {
             "name": model,
             "platform": PLATFORM,
             "backend": PLATFORM,
-            "max_batch_size": self._hosts.max_batch_size,
+            "max_batch_size": batching(component).get("max_batch_size", MAX_BATCH_SIZE),
             "input": [_configured(tensor) for tensor in signature.inputs],
             "output": [_configured(tensor) for tensor in signature.outputs],
         }
-
-
-def answer_columns(outcomes: list[dict[str, Any]], expected: Any) -> list[Column]:
-    """The tensors of a batch of outcomes, the confidence among them where there is one.
-
-    Raises UserCodeError for the first row that failed: the protocol has no answer in part.
-    """
-    for index, outcome in enumerate(outcomes):
-        if "error" in outcome:
-            raise UserCodeError(f"row {index}: {outcome['error']['message']}")
-    columns = v2_tensors.columns_of([outcome.get("value") for outcome in outcomes], expected)
-    confidences = [outcome.get("confidence") for outcome in outcomes]
-    if None in confidences or any(column.name == CONFIDENCE for column in columns):
-        return columns
-    return [*columns, Column(CONFIDENCE, "FP64", (len(outcomes),), np.array(confidences, "f8"))]
-
-
-def _number(version: str) -> int:
-    if not version.isascii() or not version.isdigit() or len(version) > 9 or int(version) < 1:
-        raise InvalidInput(f"a version is a number from 1 on, not {version[:40]!r}")
-    return int(version)
 
 
 def _described(tensor: Tensor) -> dict[str, Any]:
@@ -227,16 +186,6 @@ def _add_server(router: Router, readiness: Readiness) -> None:
 def _add_models(router: Router, repository: Repository) -> None:
     backend = router.backend
 
-    async def infer(request: Request) -> Response:
-        body = await request.body()
-        model, version = _asked(request)
-        work = backend.predictions.run(
-            lambda: repository.infer(model, version, request.headers, body),
-            seconds=backend.limits.predict_seconds,
-        )
-        content, headers = await unless_gone(request.receive, work)
-        return Response(content, headers=headers)
-
     async def ready(request: Request) -> Response:
         model, version = _asked(request)
         is_ready = await _run(backend, lambda: repository.is_ready(model, version))
@@ -254,7 +203,13 @@ def _add_models(router: Router, repository: Repository) -> None:
             ("GET", "", told(repository.metadata), "metadata", "What a model takes and gives."),
             ("GET", "/ready", ready, "ready", "Whether a model can answer."),
             ("GET", "/config", told(repository.config), "config", "A model's configuration."),
-            ("POST", "/infer", infer, "infer", "Outputs of a model."),
+            (
+                "POST",
+                "/infer",
+                predicting(backend, f"{path}/infer"),
+                "infer",
+                "Outputs of a model.",
+            ),
         ):
             _add(router, method, path + rest, answer, "reader", f"v2_{of}_{name}", summary)
 
@@ -263,12 +218,12 @@ def _add_repository(router: Router, repository: Repository) -> None:
     backend = router.backend
 
     async def index(request: Request) -> Response:
-        ready_only = _object(await request.body()).get("ready", False) is True
+        ready_only = bodies.parse_object(await request.body() or b"{}").get("ready", False) is True
         return _json(await _run(backend, lambda: repository.index(ready_only=ready_only)))
 
     def changed(change: Callable[[str], None]) -> Callable[..., Any]:
         async def answer(request: Request) -> Response:
-            _object(await request.body())
+            bodies.parse_object(await request.body() or b"{}")
             model, _ = _asked(request)
             await _run(backend, lambda: change(model), seconds=backend.limits.long_seconds)
             return _json({})
@@ -291,14 +246,3 @@ async def _run(backend: Backend, call: Callable[[], Any], seconds: float | None 
 
 def _asked(request: Request) -> tuple[str, str | None]:
     return request.path_params["model"], request.path_params.get("version")
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    """The body of a request about the repository; it may be empty."""
-    try:
-        asked = orjson.loads(body or b"{}")
-    except orjson.JSONDecodeError as error:
-        raise MalformedBody(f"the body is not valid JSON: {error.msg} at {error.pos}") from error
-    if not isinstance(asked, dict):
-        raise MalformedBody("the body must be one JSON object")
-    return asked

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import orjson
 
-from superduper.errors import InvalidInput
-from superduper.serving.signature import JSON, Tensor
+from superduper.errors import InvalidInput, UserCodeError
+from superduper.serving.signature import CONFIDENCE, JSON, Tensor
 from superduper_server import bodies, v2_tensors
-from superduper_server.limits import MalformedBody, UnsupportedMediaType
+from superduper_server.limits import UnsupportedMediaType
 from superduper_server.v2_tensors import BF16, BYTES, DTYPES, Column
 
 HEADER_LENGTH = "inference-header-content-length"
@@ -57,7 +57,7 @@ def read(headers: Mapping[str, str], body: bytes, signature: Signature) -> Quest
     length = _header_length(headers, len(body))
     if length == 0:
         return _raw(body, signature)
-    asked = _object(body if length is None else body[:length])
+    asked = bodies.parse_object(body if length is None else body[:length])
     rest = memoryview(body)[len(body) if length is None else length :]
     columns = _columns(asked.get("inputs"), rest)
     id, parameters = asked.get("id", ""), _parameters(asked)
@@ -86,16 +86,6 @@ def _header_length(headers: Mapping[str, str], size: int) -> int | None:
             f"begin of the body, which has {size} bytes"
         )
     return int(text)
-
-
-def _object(text: bytes) -> dict[str, Any]:
-    try:
-        asked = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise MalformedBody(f"the body is not valid JSON: {error.msg} at {error.pos}") from error
-    if not isinstance(asked, dict):
-        raise MalformedBody("the body must be one JSON object")
-    return asked
 
 
 def _parameters(owner: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -261,6 +251,21 @@ def check_output(name: str, known: Sequence[str]) -> None:
 
 
 # Writing -------------------------------------------------------------------------------------
+
+
+def answer_columns(outcomes: list[dict[str, Any]], expected: Any) -> list[Column]:
+    """The tensors of a batch of outcomes, the confidence among them where there is one.
+
+    Raises UserCodeError for the first row that failed: the protocol has no answer in part.
+    """
+    for index, outcome in enumerate(outcomes):
+        if "error" in outcome:
+            raise UserCodeError(f"row {index}: {outcome['error']['message']}")
+    columns = v2_tensors.columns_of([outcome.get("value") for outcome in outcomes], expected)
+    confidences = [outcome.get("confidence") for outcome in outcomes]
+    if None in confidences or any(column.name == CONFIDENCE for column in columns):
+        return columns
+    return [*columns, Column(CONFIDENCE, "FP64", (len(outcomes),), np.array(confidences, "f8"))]
 
 
 def write(

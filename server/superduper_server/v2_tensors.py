@@ -229,13 +229,18 @@ def _column(name: str, values: Sequence[Any], dtype: str | None) -> Column:
 
 def _vectors(name: str, values: Sequence[Any]) -> Column | None:
     """The quick way for what most models give: a row of float32 for each input."""
-    if not all(tensors.is_vector(value) and value[:2] == _FP32_HEAD for value in values):
+    if not all(map(is_float32, values)):
         return None
     if any(len(value) != len(values[0]) for value in values):
         raise _differing(name)
     data = np.frombuffer(b"".join([value[2:] for value in values]), np.float32)
     array = data.reshape(len(values), -1)
     return Column(name, "FP32", array.shape, array)
+
+
+def is_float32(value: Any) -> bool:
+    """Whether a stored value is a vector of float32."""
+    return tensors.is_vector(value) and value[:2] == _FP32_HEAD
 
 
 def _arrays(name: str, values: Sequence[Any]) -> Column | None:

@@ -6,29 +6,44 @@ from superduper import commands
 from superduper.errors import UserCodeError
 from superduper.handlers.context import Context
 from superduper.handlers.imputations import live_component
+from superduper.store.registry import Component
 
 
 def predict(context: Context, command: commands.Predict) -> dict[str, Any]:
     """Outputs of a registered model."""
-    component = context.registry.get(command.collection, "model", command.name, command.version)
-    return _answer(context, component, command.inputs, component.version)
+    return _ask(context, *find(context, command), command.inputs)
 
 
 def predict_imputation(context: Context, command: commands.PredictImputation) -> dict[str, Any]:
     """Outputs of an imputation's live version."""
+    return _ask(context, *find(context, command), command.inputs)
+
+
+def find(
+    context: Context, command: commands.Predict | commands.PredictImputation
+) -> tuple[Component, int | None]:
+    """The model version that answers, and the version that is told: an imputation has its own."""
+    if isinstance(command, commands.Predict):
+        component = context.registry.get(command.collection, "model", command.name, command.version)
+        return component, component.version
     record = context.imputations.get(command.collection, command.name)
-    component = live_component(context, record)
-    return _answer(context, component, command.inputs, record.active)
+    return live_component(context, record), record.active
 
 
-def _answer(
-    context: Context, component: Any, inputs: list[Any], version: int | None
+def _ask(
+    context: Context, component: Component, version: int | None, inputs: list[Any]
 ) -> dict[str, Any]:
-    """One output for each input and in order; an input that failed has None and an error.
+    outcomes = context.hosts.predict(component, inputs) if inputs else []
+    return answer(component, version, outcomes)
+
+
+def answer(
+    component: Component, version: int | None, outcomes: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """One output for each outcome and in order; an input that failed has None and an error.
 
     Raises UserCodeError if every input failed.
     """
-    outcomes = context.hosts.predict(component, inputs) if inputs else []
     errors = {
         str(index): outcome["error"]["message"]
         for index, outcome in enumerate(outcomes)
@@ -36,13 +51,13 @@ def _answer(
     }
     if outcomes and len(errors) == len(outcomes):
         raise UserCodeError(f"model {component.name!r} failed: {errors['0']}")
-    answer: dict[str, Any] = {
+    told: dict[str, Any] = {
         "outputs": [outcome.get("value") for outcome in outcomes],
         "version": version,
     }
     confidences = [outcome.get("confidence") for outcome in outcomes]
     if any(confidence is not None for confidence in confidences):
-        answer["confidence"] = confidences
+        told["confidence"] = confidences
     if errors:
-        answer["errors"] = errors
-    return answer
+        told["errors"] = errors
+    return told

@@ -81,6 +81,11 @@ class ModelHost:
         return outcomes
 
     @property
+    def is_loaded(self) -> bool:
+        """Whether the child lives and has loaded the model."""
+        return self._loaded and self._child.alive
+
+    @property
     def closed(self) -> bool:
         """Whether `close` has been called."""
         return self._closed.is_set()

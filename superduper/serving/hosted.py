@@ -11,12 +11,13 @@ from typing import Any
 
 import bson
 import psutil
+from bson.binary import VECTOR_SUBTYPE, Binary
 from bson.raw_bson import RawBSONDocument
 
 from superduper.errors import InvalidInput
 from superduper.fields import codec, tensors
 from superduper.serving import signature
-from superduper.serving.failures import Failure, each
+from superduper.serving.failures import CONTAINED, Failure, each
 from superduper.serving.predictor import Outcome, Predictor
 from superduper.store.unsealing import load
 
@@ -25,6 +26,11 @@ Message = dict[str, Any]
 # After loading, torch's hundred thousand objects are frozen; what is left is small and dies young.
 GC_THRESHOLDS = (50_000, 20, 100)
 PAIR = 2
+BATCHING: tuple[tuple[str, Any, float, float], ...] = (
+    ("max_batch_size", int, 1, 10_000),
+    ("max_wait_ms", (int, float), 0, 1000),
+)
+VECTOR_HEAD = b"\x27\x00"  # of float32
 
 
 class Hosted:
@@ -54,6 +60,10 @@ class Hosted:
         }
         if self._predictor is not None:
             details["has_confidence"] = self._predictor.has_confidence
+            details["batching"] = wanted_batching(parts["object"])
+            # Whether a list of numbers and a vector of float32 are the same to it.
+            torch_reads = self._predictor.style != "estimator" and tensors.loaded("torch")
+            details["reads_float32"] = bool(torch_reads)
         return details
 
     def predict(self, message: Message) -> Message:
@@ -128,6 +138,22 @@ def _settle() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
 
 
+def wanted_batching(model: Any) -> dict[str, Any]:
+    """How a model says that requests for it be grouped, by attributes of these names.
+
+    Raises InvalidInput for a value that makes no sense.
+    """
+    wanted: dict[str, Any] = {}
+    for name, kinds, least, most in BATCHING:
+        value = getattr(model, name, None)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:
+            raise InvalidInput(f"the model's {name} must be from {least} to {most}, not {value!r}")
+        wanted[name] = value
+    return wanted
+
+
 def check_component(kind: str, component: Any) -> None:
     """Raise InvalidInput if an object cannot be what it is registered as."""
     is_class = isinstance(component, type)
@@ -156,12 +182,53 @@ def type_name(component: Any) -> str:
 
 def predict_stored(predictor: Predictor, values: list[Any]) -> list[Any]:
     """An outcome for each stored value, the outputs as they can be stored."""
+    if (stacked := _predict_stacked(predictor, values)) is not None:
+        return stacked
     decoded = each(_decode(predictor), values)
     alive = [value for value in decoded if not isinstance(value, Failure)]
     outcomes = iter(predictor.predict(alive))
     return [
         {"error": value.error} if isinstance(value, Failure) else _stored(next(outcomes))
         for value in decoded
+    ]
+
+
+def _predict_stacked(predictor: Predictor, values: list[Any]) -> list[Any] | None:
+    """The quick way, if all is as most often: a bare model, and vectors of float32 of one length.
+
+    None if it is not, or if anything goes wrong: then each value is looked at by itself.
+    """
+    first = values[0]
+    if not predictor.is_bare or not tensors.is_vector(first) or len(first) < 3:
+        return None
+    size = len(first)
+    if not all(
+        tensors.is_vector(value) and len(value) == size and value[:2] == VECTOR_HEAD
+        for value in values
+    ):
+        return None
+    torch = tensors.loaded("torch")
+    if torch is None:
+        return None
+    data = bytearray().join([memoryview(value)[2:] for value in values])
+    rows = torch.frombuffer(data, dtype=torch.float32).reshape(len(values), -1)
+    try:
+        output = predictor.forward_stacked(rows)
+        return _stored_rows(predictor, output, len(values))
+    except CONTAINED:
+        return None
+
+
+def _stored_rows(predictor: Predictor, output: Any, count: int) -> list[Any]:
+    torch = tensors.loaded("torch")
+    is_rows = isinstance(output, torch.Tensor) and output.ndim == 2 and len(output) == count
+    if not is_rows or output.dtype != torch.float32 or not output.numel():
+        return [_stored(outcome) for outcome in predictor.outcomes(output, count)]
+    data = output.detach().cpu().contiguous().numpy().tobytes()
+    size = len(data) // count
+    return [
+        {"value": Binary(VECTOR_HEAD + data[start : start + size], VECTOR_SUBTYPE)}
+        for start in range(0, len(data), size)
     ]
 
 

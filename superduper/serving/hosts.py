@@ -3,14 +3,14 @@
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from superduper import settings
 from superduper.errors import NotReady
-from superduper.serving.batcher import MAX_BATCH_SIZE, Batcher, Outcomes
+from superduper.serving.batcher import Batcher, Outcomes, Request
 from superduper.serving.host import Launch, ModelHost, Payload
 
 
@@ -19,6 +19,9 @@ class Component(Protocol):
 
     @property
     def id(self) -> str: ...
+
+    @property
+    def details(self) -> Mapping[str, Any]: ...
 
 
 class Payloads(Protocol):
@@ -55,11 +58,6 @@ class Hosts:
         self._lock = threading.Lock()
         self._closed = False
 
-    @property
-    def max_batch_size(self) -> int:
-        """How many rows go into one run of a model, unless one request has more."""
-        return MAX_BATCH_SIZE
-
     def submit(
         self, component: Component, values: Sequence[Any], timeout: float | None = None
     ) -> "Future[Outcomes]":
@@ -73,6 +71,17 @@ class Hosts:
         with self._lock:  # so that the entry cannot be retired in between
             entry = self._entry(component)
             return entry.batcher.submit(values, time.monotonic() + seconds)
+
+    def put(self, component: Component, request: Request) -> None:
+        """Have a request answered through its `done`; see `Batcher.put`. Never blocks for long."""
+        with self._lock:
+            self._entry(component).batcher.put(request)
+
+    def is_loaded(self, component_id: str) -> bool:
+        """Whether a model's process is there and has it loaded."""
+        with self._lock:
+            entry = self._entries.get(component_id)
+        return entry is not None and entry.host.is_loaded
 
     def predict(
         self, component: Component, values: Sequence[Any], timeout: float | None = None
@@ -122,7 +131,8 @@ class Hosts:
         entry = self._entries.get(component.id)
         if entry is None:
             host = ModelHost(lambda: self._registry.payload(component), component.id, self._launch)
-            entry = self._entries[component.id] = _Entry(host, Batcher(host, component.id))
+            batcher = Batcher(host, component.id, **batching(component))
+            entry = self._entries[component.id] = _Entry(host, batcher)
             if len(self._entries) > self._max_hosts:
                 self._retire(self._entries.popitem(last=False)[1])
         self._entries.move_to_end(component.id)
@@ -133,6 +143,11 @@ class Hosts:
         self._retiring = [pair for pair in self._retiring if pair[1].is_alive()]
         self._retiring.append((entry, thread))
         thread.start()
+
+
+def batching(component: Component) -> dict[str, Any]:
+    """How a model wants its requests grouped: what it said when it was registered."""
+    return dict((component.details or {}).get("batching") or {})
 
 
 def _default_timeout() -> float:

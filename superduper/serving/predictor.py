@@ -111,6 +111,25 @@ class Predictor:
         with self._evaluating():
             return self._finished([Row(row) for row in self._collate.unbatch(output, count)])
 
+    @property
+    def is_bare(self) -> bool:
+        """Whether a batch of samples is all the model needs: nothing comes before or after it."""
+        parts = (
+            self._preprocess,
+            self._preprocess_batch,
+            self._postprocess,
+            self._postprocess_batch,
+            self._confidence,
+        )
+        return self.style == "batch" and not any(parts)
+
+    def forward_stacked(self, samples: Any) -> Any:
+        """What a bare model makes of tensors that are one batch already; may raise anything."""
+        with self._evaluating():
+            given = self._collate.given_sample(samples, self._weights)
+            batch = self._collate.place(given, self.device, self._weights.dtype)
+            return self._collate.call(self.model, batch)
+
     # Before the model ------------------------------------------------------------------------
 
     def samples(self, values: Sequence[Any]) -> list[Any]:

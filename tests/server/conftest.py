@@ -13,6 +13,7 @@ from superduper.service import Service
 from superduper.store.mongo import connect_mongo
 from superduper_server.app import build_app
 from superduper_server.limits import Limits
+from superduper_server.serve import Server
 from superduper_server.tokens import Tokens
 from tests.server.running import BASE_URL
 from tests.server.v2_models import serving_models
@@ -21,13 +22,19 @@ LIMITS = Limits(body_bytes=200_000, receive_seconds=1.0, documents=100, predict_
 
 
 @pytest.fixture(scope="session")
-def models_url(store_uri: str) -> Iterator[str]:
+def models_server(store_uri: str) -> Iterator[Server]:
     """A real server with registered models, one for all tests that only ask it."""
     with connect_mongo(store_uri) as mongo:
         database = mongo["served_models"]
-        with serving_models(database) as url:
-            yield url
+        with serving_models(database) as server:
+            yield server
         mongo.drop_database(database.name)
+
+
+@pytest.fixture(scope="session")
+def models_url(models_server: Server) -> str:
+    """Where that server is."""
+    return models_server.url
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 from pymongo.database import Database
 
 import superduper_client
-from superduper_server.serve import make_server
+from superduper_server.serve import Server, make_server
 from tests.server.running import serving
 
 
@@ -28,12 +28,12 @@ def describe(value: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def serving_models(database: Database[Any]) -> Iterator[str]:
-    """A real server without tokens that has the models; its address."""
+def serving_models(database: Database[Any]) -> Iterator[Server]:
+    """A real server without tokens that has the models."""
     with serving(make_server(database, insecure=True)) as server:
         with superduper_client.connect(server.url) as client:
             docs = client[database.name]["docs"]
             docs.create_model("double", Double(), sample=torch.tensor([1.0, 2.0, 3.0]))
             docs.create_model("describe", describe, sample={"name": "n", "numbers": [1, 2]})
             docs.create_model("loose", Double())
-        yield server.url
+        yield server

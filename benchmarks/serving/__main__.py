@@ -1,0 +1,211 @@
+"""Our server beside others: `python -m benchmarks.serving A --rivals PYTHON`; wants `wrk`.
+
+PYTHON is that of an environment with litserve, mosec and torch. All servers are up at the same time
+and are asked in turn, round by round; each gets one JSON row of 64 floats a request.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+import superduper_client
+from benchmarks.place import store, until
+from benchmarks.serving.models import DIM, SIZES, Mlp
+
+HERE = Path(__file__).parent
+CONNECTIONS = (1, 16, 64)
+BODY = json.dumps({"inputs": [[round(0.01 * n, 4) for n in range(DIM)]]})
+THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+class Served:
+    """One server: where it answers, and its processes."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", url: str, token: str = "") -> None:
+        self.url = url
+        self.token = token
+        self._root = psutil.Process(process.pid)
+
+    def processes(self) -> list[psutil.Process]:
+        """Its processes."""
+        return [self._root, *self._root.children(recursive=True)]
+
+    def cpu_seconds(self) -> float:
+        """CPU of all processes up to now."""
+        times = [process.cpu_times() for process in self.processes()]
+        return sum(each.user + each.system for each in times)
+
+    def memory_mb(self) -> int:
+        """Proportional set size of all processes."""
+        return sum(process.memory_full_info().pss for process in self.processes()) >> 20
+
+
+@contextlib.contextmanager
+def started(command: list[str], **environment: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process of its own, ended with what it started."""
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, **THREADS, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=HERE.parents[1],
+    )
+    children: list[psutil.Process] = []
+    try:
+        yield process
+        children = psutil.Process(process.pid).children(recursive=True)
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+
+
+@contextlib.contextmanager
+def ours(model: str) -> Iterator[Served]:
+    """Our server with tokens, on an embedded store."""
+    with store() as client:
+        command = [sys.executable, "-m", "superduper_server.cli", "serve", "--uri", client.address]
+        command += ["--database", "bench", "--port", "0", "--json"]
+        rate = {"SUPERDUPER_TOKEN_RATE": "1000000", "SUPERDUPER_TOKEN_AT_ONCE": "1000"}
+        with started(command, **rate) as process:
+            assert process.stdout is not None
+            ready = json.loads(process.stdout.readline())
+            with superduper_client.connect(ready["url"], token=ready["token"]) as http:
+                docs = http["bench"]["docs"]
+                docs.create_model("model", Mlp(SIZES[model]), sample=torch.zeros(DIM))
+            path = "/v1/collections/docs/models/model/predict"
+            yield Served(process, ready["url"] + path, ready["token"])
+
+
+@contextlib.contextmanager
+def rival(name: str, python: str, model: str) -> Iterator[Served]:
+    """One of the others."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    program = str(HERE / f"rival_{name}.py")
+    arguments = [model, port] if name == "litserve" else ["--port", port]
+    path = "predict" if name == "litserve" else "inference"
+    with started([python, program, *arguments], MODEL=model) as process:
+        yield Served(process, f"http://127.0.0.1:{port}/{path}")
+
+
+def answers(served: Served) -> bool:
+    """Whether it gives an answer of ten numbers."""
+    request = urllib.request.Request(served.url, BODY.encode(), headers_of(served))
+    with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=60) as answer:
+        return len(json.loads(answer.read())["outputs"][0]) == 10
+    return False
+
+
+def headers_of(served: Served) -> dict[str, str]:
+    """What is sent with each request."""
+    token = {"Authorization": f"Bearer {served.token}"} if served.token else {}
+    return {"Content-Type": "application/json", **token}
+
+
+def measure(served: Served, connections: int, seconds: int) -> dict[str, float]:
+    """One run of wrk."""
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+        script.write(f"wrk.method = 'POST'\nwrk.body = '{BODY}'\n")
+        for name, value in headers_of(served).items():
+            script.write(f"wrk.headers['{name}'] = '{value}'\n")
+        script.flush()
+        before = served.cpu_seconds()
+        options = ["-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", "30s"]
+        said = subprocess.run(
+            ["wrk", *options, "-s", script.name, served.url],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        cpu = served.cpu_seconds() - before
+    counted = re.search(r"(\d+) requests in", said)
+    assert counted and "Non-2xx" not in said, said
+    count = int(counted[1])
+    rate = re.search(r"Requests/sec:\s+([\d.]+)", said)
+    assert rate
+    return {
+        "per_second": float(rate[1]),
+        "p50_ms": milliseconds(said, "50%"),
+        "p99_ms": milliseconds(said, "99%"),
+        "cpu_us": cpu / count * 1e6,
+    }
+
+
+def milliseconds(said: str, share: str) -> float:
+    """A latency that wrk printed."""
+    found = re.search(rf"{share}\s+([\d.]+)(us|ms|s)\b", said)
+    assert found, said
+    return float(found[1]) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[found[2]]
+
+
+def run(model: str, python: str | None, rounds: int, seconds: int) -> dict[str, Any]:
+    """Every server at every number of connections, in turn."""
+    with contextlib.ExitStack() as stack:
+        servers = {"superduper": stack.enter_context(ours(model))}
+        for name in ("mosec", "litserve") if python else ():
+            servers[name] = stack.enter_context(rival(name, str(python), model))
+        for name, served in servers.items():
+            until(lambda served=served: answers(served), name, pause=0.5)
+        rows: dict[tuple[str, int], list[dict[str, float]]] = {}
+        for number in range(rounds):
+            for connections in CONNECTIONS:
+                order = list(servers)[number % len(servers) :] + list(servers)
+                for name in dict.fromkeys(order):
+                    row = measure(servers[name], connections, seconds)
+                    rows.setdefault((name, connections), []).append(row)
+                    print(name, connections, {k: round(v, 2) for k, v in row.items()}, flush=True)
+        memory = {name: served.memory_mb() for name, served in servers.items()}
+    medians = [
+        {
+            "server": name,
+            "connections": connections,
+            **{key: round(statistics.median(r[key] for r in found), 2) for key in found[0]},
+        }
+        for (name, connections), found in rows.items()
+    ]
+    raw = [{"server": n, "connections": c, "rounds": found} for (n, c), found in rows.items()]
+    return {"model": model, "medians": medians, "memory_mb": memory, "raw": raw}
+
+
+def main() -> None:
+    """Run, print and keep."""
+    parser = argparse.ArgumentParser(prog="benchmarks.serving", description=__doc__)
+    parser.add_argument("model", choices=SIZES)
+    parser.add_argument("--rivals", help="the Python of the others' environment")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=int, default=4)
+    options = parser.parse_args()
+    began = time.monotonic()
+    result = run(options.model, options.rivals, options.rounds, options.seconds)
+    result |= {
+        "command": "python -m benchmarks.serving " + " ".join(sys.argv[1:]),
+        "python": platform.python_version(),
+        "seconds": round(time.monotonic() - began, 1),
+        "load": [round(each, 1) for each in os.getloadavg()],
+        "cores": os.cpu_count(),
+    }
+    text = json.dumps(result, indent=2) + "\n"
+    (HERE.parent / "results" / f"serving_{options.model}.json").write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""The models that every server answers for: a small one, and one of some milliseconds."""
+
+import torch
+
+DIM = 64
+SIZES = {"A": (DIM, 128, 10), "C": (DIM, 2048, 2048, 2048, 10)}
+
+
+class Mlp(torch.nn.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layers: list[torch.nn.Module] = []
+        for given, made in zip(sizes, sizes[1:], strict=False):
+            layers += [torch.nn.Linear(given, made), torch.nn.ReLU()]
+        self.layers = torch.nn.Sequential(*layers[:-1])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Scores for a batch."""
+        return self.layers(x)

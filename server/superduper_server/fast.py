@@ -1,0 +1,215 @@
+"""Predictions that need nothing looked up, answered without the application around them.
+
+Same guard, shares, limits, figures and errors as the ordinary way, from the same functions. What is
+not known at this moment, is unusual, or may not be done, is left to the ordinary way.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from starlette.requests import ClientDisconnect
+
+from superduper.serving.batcher import Outcomes
+from superduper_server.auth import QuickGuard
+from superduper_server.backend import unless_gone
+from superduper_server.limits import Application, Message, Receive, Scope, Send
+from superduper_server.models import Models, Place, find_place
+from superduper_server.observe import Figures, RequestIds, error_answer, marks
+from superduper_server.predict import SMALL_BYTES, Job, Predictions, Ticket, read
+from superduper_server.tokens import Identity
+
+RawHeaders = list[tuple[bytes, bytes]]
+Send3 = Callable[[int, RawHeaders, bytes], None]
+"""Is given status, headers and body of the answer, at once or later."""
+
+
+class FastPath:
+    """Begins predictions for the doors; for the event loop's thread."""
+
+    def __init__(
+        self,
+        core: Predictions,
+        models: Models,
+        guard: QuickGuard,
+        figures: Figures,
+        ids: RequestIds,
+    ) -> None:
+        self._core = core
+        self._models = models
+        self._guard = guard
+        self._figures = figures
+        self._ids = ids
+        self.begun = 0
+
+    def begin(self, place: Place, headers: RawHeaders, body: bytes, send: Send3) -> "Work | None":
+        """Answer a request through `send`, unless it must go the ordinary way: then None."""
+        head = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
+        if len(head) != len(headers) or "content-encoding" in head or self._core.stopping:
+            return None
+        target = self._models.get_now(place)
+        if target is None or self._models.is_unloaded(place.model):
+            return None
+        identity = self._guard.admit("POST", place.template, head)
+        if identity is None:
+            return None
+        self.begun += 1
+        work = Work(self, place, head, send, self._ids.of(head.get("x-request-id", "")))
+        try:
+            self._guard.take(identity)
+            work.identity = identity
+            job = read(place, target, head, "", body)
+            work.start(self._core, job, identity.id)
+        except Exception as error:  # whatever it is, the client must hear of it
+            work.fail(error)
+        return work
+
+    def note(self, place: Place, status: int, seconds: float) -> None:
+        """Count an answer."""
+        self._figures.note_route("POST", place.template, status, seconds)
+
+    def give_back(self, identity: Identity) -> None:
+        """What the guard counted has ended."""
+        self._guard.give_back(identity)
+
+    def is_in_flight(self, more: int) -> None:
+        """Count what is being answered."""
+        self._figures.in_flight += more
+
+
+class Work:
+    """One prediction between its request and its answer."""
+
+    __slots__ = (
+        "_began",
+        "_head",
+        "_id",
+        "_job",
+        "_path",
+        "_place",
+        "_send",
+        "_ticket",
+        "identity",
+    )
+
+    def __init__(
+        self, path: FastPath, place: Place, head: dict[str, str], send: Send3, request_id: str
+    ) -> None:
+        self._path = path
+        self._place = place
+        self._head = head
+        self._send = send
+        self._id = request_id
+        self._began = time.perf_counter()
+        self._job: Job | None = None
+        self._ticket: Ticket | None = None
+        self.identity: Identity | None = None
+        path.is_in_flight(1)
+
+    def start(self, core: Predictions, job: Job, owner: str) -> None:
+        """Have the job run."""
+        self._job = job
+        self._ticket = core.start(job, owner, self._finish)
+
+    def abandon(self) -> None:
+        """Nobody waits for the answer any more."""
+        if self._ticket is not None:
+            self._ticket.cancel()
+        self._end(499)
+
+    def fail(self, error: Exception) -> None:
+        """Answer with an error."""
+        path = "/v2/" if self._place.model else ""
+        status, headers, body = error_answer(path, self._head, error, self._id)
+        self._answer(status, headers, body)
+
+    def _finish(self, result: Outcomes | Exception) -> None:
+        assert self._job is not None
+        if isinstance(result, Exception):
+            self.fail(result)
+            return
+        try:
+            body, said = self._job.finish(result)
+        except Exception as error:
+            self.fail(error)
+            return
+        headers = [(name.encode(), value.encode()) for name, value in said.items()]
+        headers.append((b"content-length", str(len(body)).encode()))
+        self._answer(200, headers, body)
+
+    def _answer(self, status: int, headers: RawHeaders, body: bytes) -> None:
+        if self._end(status):
+            self._send(status, [*headers, *marks(self._id)], body)
+
+    def _end(self, status: int) -> bool:
+        """Note the end; False if it has ended before."""
+        if self._began < 0:
+            return False
+        self._path.note(self._place, status, time.perf_counter() - self._began)
+        self._path.is_in_flight(-1)
+        self._began = -1.0
+        if self.identity is not None:
+            self._path.give_back(self.identity)
+        return True
+
+
+class FastDoor:
+    """ASGI layer before everything: for servers whose protocol class has no fast lane."""
+
+    def __init__(self, app: Application, fast: FastPath) -> None:
+        self.app = app
+        self.fast = fast
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        place = self._place(scope)
+        if place is None:
+            await self.app(scope, receive, send)
+            return
+        first = await receive()
+        if first["type"] != "http.request" or first.get("more_body", False):
+            await self.app(scope, _replay(first, receive), send)
+            return
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def take(status: int, headers: RawHeaders, body: bytes) -> None:
+            if not answer.done():
+                answer.set_result((status, headers, body))
+
+        work = self.fast.begin(place, scope["headers"], first.get("body", b""), take)
+        if work is None:
+            await self.app(scope, _replay(first, receive), send)
+            return
+        try:
+            status, headers, body = await unless_gone(receive, answer)
+        except ClientDisconnect:
+            return
+        finally:
+            work.abandon()
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def _place(self, scope: Scope) -> Place | None:
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["query_string"]:
+            return None
+        if not is_small(scope["headers"]):
+            return None
+        return find_place(scope.get("raw_path", b"").decode("latin-1"))
+
+
+def _replay(first: Message, receive: Receive) -> Receive:
+    """What was received already, once more, then the rest."""
+    messages = [first]
+
+    async def again() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return again
+
+
+def is_small(headers: RawHeaders) -> bool:
+    """Whether a body is announced that is read in no time."""
+    for name, value in headers:
+        if name == b"content-length":
+            return value.isdigit() and int(value) <= SMALL_BYTES
+    return False

@@ -1,0 +1,156 @@
+"""Three doors lead to a prediction: the fast lane, the fast path, the ordinary route."""
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import bson
+import httpx2
+import numpy as np
+import pytest
+import uvicorn
+
+from superduper.service import Service
+from superduper.store.mongo import connect_mongo
+from superduper_server.app import build_app
+from superduper_server.serve import Server, listen
+from tests.waiting import until
+
+V1 = "/v1/collections/docs/models/double/predict"
+V2 = "/v2/models/docs.double/infer"
+JSON = {"Content-Type": "application/json"}
+BSON = {"Content-Type": "application/bson", "Accept": "application/bson"}
+TENSOR = {"name": "input", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}
+
+
+def asked(content: Any, **headers: str) -> tuple[bytes, dict[str, str]]:
+    body = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return body, {**JSON, **headers}
+
+
+CORPUS: list[tuple[str, bytes, dict[str, str]]] = [
+    (V1, *asked({"inputs": [[1.0, 2.0, 3.0]]})),
+    (V1, *asked({"inputs": [[1.1, 2.2, 3.3], [4, 5, 6], [0.1, 0.2, 1e300]]})),
+    (V1, *asked({"inputs": []})),
+    (V1, *asked({"inputs": [[13.0, 0.0, 0.0], [1.0, 2.0, 3.0]]})),
+    (V1, *asked({"inputs": [[13.0, 0.0, 0.0]]})),
+    (V1, *asked({"inputs": [[1.0, 2.0], [1.0, 2.0, 3.0], "text", None]})),
+    (V1, *asked({"inputs": 3})),
+    (V1, *asked({"inputs": [[1.0]], "version": 1, "more": 2})),
+    (V1, *asked({})),
+    (V1, *asked(b"{")),
+    (V1, *asked(b"")),
+    (V1, *asked(b'{"inputs": [[1.0, NaN, 3.0]]}')),
+    (V1, *asked({"inputs": [[1.0]]}, **{"Content-Type": "text/plain"})),
+    (V1, *asked({"inputs": [[1.0]]}, **{"Content-Encoding": "gzip"})),
+    (V1 + "?x=1", *asked({"inputs": [[1.0]]})),
+    (V1, bson.encode({"inputs": [[1.0, 2.0, 3.0]]}), BSON),
+    (V1, b"no bson", BSON),
+    (V1.replace("double", "nothing"), *asked({"inputs": [[1.0]]})),
+    (V1.replace("/predict", "/versions/1/predict"), *asked({"inputs": [[1.0, 2.0, 3.0]]})),
+    (V1.replace("/predict", "/versions/9/predict"), *asked({"inputs": [[1.0, 2.0, 3.0]]})),
+    (V1.replace("/predict", "/versions/x/predict"), *asked({"inputs": [[1.0, 2.0, 3.0]]})),
+    ("/v1/collections/docs/imputations/nothing/predict", *asked({"inputs": [[1.0]]})),
+    (V2, *asked({"inputs": [TENSOR]})),
+    (V2, *asked({"inputs": [TENSOR], "id": "a", "outputs": [{"name": "output"}]})),
+    (V2, *asked({"inputs": [{**TENSOR, "shape": [10**12, 64]}]})),
+    (V2, *asked({"inputs": [{**TENSOR, "data": [13, 0, 0]}]})),
+    (V2, *asked({"inputs": [TENSOR], "parameters": {"binary_data_output": True}})),
+    (V2, np.ones(6, "<f4").tobytes(), {"Inference-Header-Content-Length": "0"}),
+    (V2.replace("/infer", "/versions/1/infer"), *asked({"inputs": [TENSOR]})),
+    (V2.replace("double", "nothing"), *asked({"inputs": [TENSOR]})),
+    (V2, *asked({"inputs": [TENSOR]}, Origin="http://evil.example")),
+]
+
+
+@pytest.fixture(scope="module")
+def plain_server(models_server: Server, store_uri: str) -> Iterator[tuple[str, Any]]:
+    """The same models behind uvicorn's own protocol class; its address and fast path."""
+    with connect_mongo(store_uri) as mongo:
+        service = Service(mongo[models_server.backend.service.context.database.name])
+        app = build_app(service, insecure=True)
+        bound = listen("127.0.0.1", 0)
+        config = uvicorn.Config(app, http="httptools", server_header=False, log_config=None)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
+        thread.start()
+        until(lambda: server.started, "the server")
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}", app.state.fast
+        server.should_exit = True
+        thread.join(30)
+        bound.close()
+        service.close()
+
+
+def ask(http: httpx2.Client, path: str, body: Any, headers: dict[str, str]) -> Any:
+    answer = http.post(path, content=body, headers={**headers, "X-Request-ID": "same"})
+    kept = {k: v for k, v in answer.headers.items() if k not in ("date", "connection")}
+    return answer.status_code, kept, answer.content
+
+
+def test_every_door_gives_the_same_bytes(
+    models_server: Server, plain_server: tuple[str, Any]
+) -> None:
+    plain_url, plain_fast = plain_server
+    lane_fast = models_server.config.app.state.fast  # type: ignore[union-attr]
+    begun = {"lane": 0, "path": 0}
+    with (
+        httpx2.Client(base_url=models_server.url, timeout=60) as lane,
+        httpx2.Client(base_url=plain_url, timeout=60) as path,
+    ):
+        for url, body, headers in CORPUS:
+            # In pieces of unknown length it is nothing for the short ways.
+            wanted = ask(lane, url, iter([body]), headers)
+            ask(path, url, body, headers)  # now it is known what the path stands for
+            before = lane_fast.begun, plain_fast.begun
+            assert ask(lane, url, body, headers) == wanted, (url, body)
+            assert ask(path, url, body, headers) == wanted, (url, body)
+            begun["lane"] += lane_fast.begun - before[0]
+            begun["path"] += plain_fast.begun - before[1]
+    assert begun["lane"] == begun["path"]
+    assert begun["lane"] >= 20, "most of the corpus is for the short ways"
+
+
+def test_pipelined_requests_are_answered_in_order(models_server: Server) -> None:
+    host, port = models_server.url.removeprefix("http://").split(":")
+    requests = b""
+    for number in range(6):
+        path = V1 if number % 3 else "/healthz"
+        method = "POST" if number % 3 else "GET"
+        body = json.dumps({"inputs": [[float(number)] * 3]}).encode() if number % 3 else b""
+        requests += (
+            f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: n{number}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        ).encode() + body
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(requests)
+        received = b""
+        while received.count(b"x-request-id") < 6 or not received.endswith(b"}"):
+            received += connection.recv(65536)
+    order = [received.index(f"x-request-id: n{number}".encode()) for number in range(6)]
+    assert order == sorted(order)
+    assert b'"outputs":[[2.0,2.0,2.0]]' in received
+    assert b'"outputs":[[10.0,10.0,10.0]]' in received
+
+
+def test_a_request_in_two_pieces_goes_the_ordinary_way(models_server: Server) -> None:
+    host, port = models_server.url.removeprefix("http://").split(":")
+    body = json.dumps({"inputs": [[1.0, 2.0, 3.0]]}).encode()
+    head = (
+        f"POST {V1} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    ).encode()
+    fast = models_server.config.app.state.fast  # type: ignore[union-attr]
+    before = fast.begun
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.sendall(head + body[:5])
+        until(lambda: models_server.server_state.tasks, "the application has it")
+        connection.sendall(body[5:])
+        received = b""
+        while not received.endswith(b"}"):
+            received += connection.recv(65536)
+    assert b'"outputs":[[2.0,4.0,6.0]]' in received
+    assert fast.begun == before
