@@ -16,7 +16,7 @@ from superduper.errors import (
     TooManyRequests,
     UserCodeError,
 )
-from superduper.serving.batcher import Batcher
+from superduper.serving.batcher import Batcher, Request
 
 SOON = 20.0
 FAR = float("inf")
@@ -117,6 +117,37 @@ def test_callers_that_come_back_stay_one_batch(host: Doubling) -> None:
         future.result(SOON)
     batcher.close()
     assert [len(batch) for batch in host.batches] == [1, 8, 8, 8, 8]
+
+
+def test_owners_take_turns(host: Doubling) -> None:
+    batcher = Batcher(host, "m", max_batch_size=2)
+    first = behind_the_gate(host, batcher)
+    answered: list[Any] = []
+
+    def put(owner: str, value: int) -> None:
+        batcher.put(Request([value], FAR, lambda _: answered.append(value), owner))
+
+    for value in (1, 2, 3, 4):
+        put("much", value)
+    put("little", 10)
+    host.gate.set()
+    first.result(SOON)
+    batcher.close(finish=True)
+    assert host.batches == [[0], [1, 10], [2, 3], [4]]
+    assert answered == [1, 10, 2, 3, 4]
+
+
+def test_what_nobody_waits_for_is_not_run(host: Doubling) -> None:
+    batcher = Batcher(host, "m")
+    behind_the_gate(host, batcher)
+    told: list[Any] = []
+    given_up = Request([1], FAR, told.append)
+    batcher.put(given_up)
+    given_up.cancel()
+    host.gate.set()
+    batcher.close(finish=True)
+    assert host.batches == [[0]]
+    assert told == []
 
 
 def test_a_full_queue_says_so(host: Doubling) -> None:

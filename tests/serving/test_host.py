@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import bson
 import numpy as np
 import pytest
 import torch
@@ -23,6 +24,8 @@ from superduper.errors import (
 from superduper.fields import codec
 from superduper.imputations.hosting import launch, try_out
 from superduper.serving.host import FRAME_BYTES, ModelHost, frames
+from superduper.serving.hosted import predict_stored, wanted_batching
+from superduper.serving.predictor import Predictor
 from superduper.store.registry import Registry
 
 OpenHost = Callable[..., ModelHost]
@@ -246,9 +249,40 @@ def test_trying_out_a_model_on_its_sample(registry: Registry, register: Callable
     details = try_out(payload, "model", *stored(torch.ones(4)), True)
     assert details["output"] == {"type": "Tensor", "dtype": "float32", "shape": [2]}
     assert details["has_confidence"] is False
+    assert details["signature"]["inputs"] == [{"name": "input", "dtype": "float32", "shape": [4]}]
+    assert details["batching"] == {}
     assert "output" not in try_out(payload, "model")
     with pytest.raises(InvalidInput, match="failed on the sample: RuntimeError"):
         try_out(payload, "model", *stored(torch.ones(5)), True)
+
+
+class Choosy(torch.nn.Identity):
+    """Says how its requests are to be grouped."""
+
+    max_batch_size = 8
+    max_wait_ms = 0.5
+
+
+def test_a_model_says_how_its_requests_are_grouped() -> None:
+    assert wanted_batching(Choosy()) == {"max_batch_size": 8, "max_wait_ms": 0.5}
+    wrong = Choosy()
+    wrong.max_batch_size = 0
+    with pytest.raises(InvalidInput, match="max_batch_size must be from 1 to 10000, not 0"):
+        wanted_batching(wrong)
+
+
+def test_stacked_rows_come_out_as_single_ones_do() -> None:
+    torch.manual_seed(0)
+    vectors = [codec.encode(row) for row in torch.randn(5, 4)]
+    for model in (torch.nn.Linear(4, 2), torch.nn.Flatten(0), torch.nn.Sequential()):
+        bare, careful = Predictor(model), Predictor(model, postprocess=lambda row: row)
+        assert bare.is_bare and not careful.is_bare
+        told = [bson.decode(bson.encode(outcome)) for outcome in predict_stored(bare, vectors)]
+        wanted = [bson.decode(outcome.raw) for outcome in predict_stored(careful, vectors)]
+        for one, other in zip(told, wanted, strict=True):
+            assert one.keys() == other.keys()
+            if "value" in one:
+                torch.testing.assert_close(codec.decode(one["value"]), codec.decode(other["value"]))
 
 
 class OnlyOne(torch.nn.Module):
