@@ -11,18 +11,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import OperationFailure, PyMongoError
 
 from superduper import settings
 from superduper.errors import NotFound, SuperduperError
-from superduper.imputations.events import Echoes
+from superduper.imputations.decide import RAW
+from superduper.imputations.events import Call, Echoes
 from superduper.imputations.failures import Failures
 from superduper.imputations.fill import is_server_trouble
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.isolate import Isolation, Outcome, Patience, Predictor
 from superduper.imputations.process import Counters, Filler
 from superduper.imputations.scan import Scan
+from superduper.imputations.turn import Turn
 from superduper.store.mongo import server_now_ms
 from superduper.store.registry import Registry
 
@@ -86,6 +89,7 @@ class Crew:
         self.registry = registry
         self.imputations = imputations
         self.collection = collection
+        self._documents: Collection[Any] = database[collection].with_options(RAW)
         self.hosts = _Reporting(hosts, progressed)
         self.retry_hosts = _Reporting(retry_hosts, progressed)
         self.clock = ServerClock(database)
@@ -123,25 +127,24 @@ class Crew:
                 self._scans[record.id] = scan = _ScanThread(self, record)
                 scan.start()
 
-    def fill(
-        self,
-        record: ImputationRecord,
-        document_ids: Sequence[Any],
-        touched: dict[bytes, int],
-        deleted: Sequence[Any],
-    ) -> None:
-        """Bring documents up to date that the stream told of."""
-        if self._is_behind(record):
-            return  # a scan that starts later than this sees them
-        try:
-            if deleted:
-                Failures(self.database, record.id).forget_known(deleted)
-            if document_ids and (live := self._live(record)) is not None:
-                self.filler(live).fill_ids(document_ids, touched)
-        except (SuperduperError, PyMongoError) as error:
-            if not self.is_imputations_fault(error):
-                raise
-            self.fall_behind(record, error)
+    def fill(self, calls: Sequence[Call]) -> None:
+        """Bring documents up to date that the stream told of, for one imputation after another."""
+        turn = Turn(self.imputations, self._documents, calls)
+        for call in calls:
+            if self._is_behind(call.record):
+                continue  # a scan that starts later than this sees them
+            try:
+                self._answer(call, turn)
+            except (SuperduperError, PyMongoError) as error:
+                if not self.is_imputations_fault(error):
+                    raise
+                self.fall_behind(call.record, error)
+
+    def _answer(self, call: Call, turn: Turn) -> None:
+        if call.deleted:
+            Failures(self.database, call.record.id).forget_known(call.deleted)
+        if call.ids and (live := turn.live(call.record)) is not None:
+            self.filler(live).fill_ids(call.ids, call.touched, turn.documents(call))
 
     @property
     def scanning(self) -> bool:
@@ -162,13 +165,6 @@ class Crew:
         self.stop_scans()
         if self._retrier.ident is not None:
             self._retrier.join()
-
-    def _live(self, record: ImputationRecord) -> ImputationRecord | None:
-        """The imputation as it is now, for the version that fills; None if it is not to fill."""
-        for now in self.imputations.find(record.collection):
-            if now.id == record.id and now.filling:
-                return now
-        return None
 
     # Fillers ---------------------------------------------------------------------------------
 
@@ -257,7 +253,7 @@ class Crew:
     def _retry(self, record: ImputationRecord) -> None:
         due = Failures(self.database, record.id).due(self.clock(), RETRIES_AT_ONCE)
         for failure in due:
-            live = self._live(record)
+            live = Turn(self.imputations, self._documents, ()).live(record)
             if self._stop.is_set() or live is None:
                 return
             self.filler(live, retrying=True).retry(failure)

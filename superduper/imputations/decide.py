@@ -70,11 +70,12 @@ def decide(record: ImputationRecord, document: RawBSONDocument) -> Work | None:
     return Work(document, values, case, tuple(missing), stale)
 
 
-def projection(record: ImputationRecord) -> dict[str, int] | None:
-    """The fields that `decide` reads; None for all of them."""
-    if BASE in record.input_paths:
+def projection_of(records: Sequence[ImputationRecord]) -> dict[str, int] | None:
+    """The fields that `decide` reads for any of these; None for all of them."""
+    if any(BASE in record.input_paths for record in records):
         return None
-    return paths.projection((*record.input_paths, *record.write_paths, FILL))
+    read = (path for each in records for path in (*each.input_paths, *each.write_paths))
+    return paths.projection((*read, FILL))
 
 
 def split_outputs(value: Any, write_paths: Sequence[str]) -> dict[str, Any]:

@@ -5,7 +5,9 @@ that may matter is only a hint: the document is read afresh and decided upon.
 """
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from superduper.fields.paths import overlap
 from superduper.imputations.failures import key_of
@@ -41,6 +43,36 @@ class Echoes:
                 return False
             self._expected.remove((path, key))
             return True
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a batch of changes asks of one imputation."""
+
+    record: ImputationRecord
+    ids: Sequence[Any]
+    #: When a person wrote a field that we fill, by `key_of` the document.
+    touched: Mapping[bytes, int]
+    deleted: Sequence[Any]
+
+    def __bool__(self) -> bool:
+        return bool(self.ids or self.deleted)
+
+
+def call_of(record: ImputationRecord, changes: Iterable[Change], echoes: Echoes) -> Call:
+    """What these changes ask of an imputation."""
+    ids: dict[bytes, Any] = {}
+    touched: dict[bytes, int] = {}
+    deleted: list[Any] = []
+    for change in changes:
+        if change.kind == "delete":
+            deleted.append(change.id)
+        elif matters(record, change, echoes):
+            key = key_of(change.id)
+            ids[key] = change.id
+            if touched_by_person(record, change):
+                touched[key] = change.cluster_time_ms
+    return Call(record, list(ids.values()), touched, deleted)
 
 
 def touched_by_person(record: ImputationRecord, change: Change) -> bool:

@@ -18,7 +18,7 @@ from pymongo.collection import Collection
 from pymongo.database import Database
 
 from superduper.imputations.corrections import releases
-from superduper.imputations.decide import RAW, Work, decide, projection, split_outputs
+from superduper.imputations.decide import RAW, Work, decide, projection_of, split_outputs
 from superduper.imputations.events import Echoes
 from superduper.imputations.failures import KILLED, MAX_ATTEMPTS, Case, Failures, key_of, stands
 from superduper.imputations.fill import Fill, Written, removal_of, update_of, write
@@ -95,19 +95,23 @@ class Filler:
         wanted: dict[str, Any] = {"_id": {"$in": list(document_ids)}}
         if self.record.spec.get("filter"):
             wanted["$and"] = [self.record.spec["filter"]]
-        return list(self.collection.find(wanted, projection(self.record)))
+        return list(self.collection.find(wanted, projection_of([self.record])))
 
     def fill_ids(
-        self, document_ids: Sequence[Any], touched: Mapping[bytes, int] | None = None
+        self,
+        document_ids: Sequence[Any],
+        touched: Mapping[bytes, int] | None = None,
+        documents: Sequence[RawBSONDocument] | None = None,
     ) -> None:
         """Bring these documents up to date.
 
-        `touched` tells when a person wrote a field that we fill, by `key_of` the document.
+        `touched` tells when a person wrote a field that we fill, by `key_of` the document;
+        `documents` is what was read of them just now, if it was.
         """
         if touched:
             persons = releases(self.record, self.read(document_ids), touched)
             self.counters.add("corrected", write(self.collection, persons).modified)
-        self._rounds(document_ids, {}, {}, ROUNDS)
+        self._rounds(document_ids, {}, {}, ROUNDS, documents)
 
     def prepare(self, documents: Sequence[RawBSONDocument]) -> Prepared:
         """Decide and predict for documents that have just been read."""
@@ -153,11 +157,15 @@ class Filler:
         tried: dict[bytes, str],
         attempts: Mapping[bytes, int],
         rounds: int,
+        documents: Sequence[RawBSONDocument] | None = None,
     ) -> None:
         """Read, predict and write until every update took effect or was overtaken."""
         insisted: set[bytes] = set()
         for _ in range(rounds):
-            works, prepared = self._sort(self.read(document_ids), document_ids, attempts)
+            if documents is None:
+                documents = self.read(document_ids)
+            works, prepared = self._sort(documents, document_ids, attempts)
+            documents = None
             stuck = {key for key, work in works.items() if tried.get(key) == work.case.input}
             for key in insisted & stuck:
                 prepared.failed.append((works.pop(key).case, self._no_effect()))

@@ -17,7 +17,7 @@ from bson.raw_bson import RawBSONDocument
 from pymongo.collection import Collection
 
 from superduper.errors import NotFound
-from superduper.imputations.decide import projection
+from superduper.imputations.decide import projection_of
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.isolate import BatchSize
 from superduper.imputations.process import Filler
@@ -55,7 +55,7 @@ def walk(
     collection: Collection[Any], record: ImputationRecord, size: BatchSize
 ) -> Iterator[list[RawBSONDocument]]:
     """Batches of documents that may need something, from where the last walk was broken off."""
-    cursor = collection.find(wanted(record), projection(record), batch_size=size.largest)
+    cursor = collection.find(wanted(record), projection_of([record]), batch_size=size.largest)
     cursor = cursor.hint([("_id", 1)])
     if "last" in record.scan:
         cursor = cursor.min([("_id", record.scan["last"])])

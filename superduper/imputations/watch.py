@@ -11,7 +11,7 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pymongo.database import Database
@@ -21,8 +21,7 @@ from superduper import settings
 from superduper.errors import LostLease, SuperduperError
 from superduper.imputations import failures
 from superduper.imputations.crew import Crew, Hosts
-from superduper.imputations.events import matters, touched_by_person
-from superduper.imputations.failures import key_of
+from superduper.imputations.events import call_of
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.jobs.lease import Lease
 from superduper.store.changes import Change, Changes, HistoryLost
@@ -198,11 +197,11 @@ class Leading:
             self._looked_at = time.monotonic()
         size = ECHO_BATCH if self._only_echoes else STREAM_BATCH
         batch = changes.next_batch(size, WAIT_MS)
-        worked = [self._process(record, batch) for record in self._records if batch]
+        worked = self._process(batch) if batch else False
         if batch:
             self._unsaved_ms = batch[-1].cluster_time_ms
         self._save_if_due(changes, idle=not batch)
-        self._only_echoes = bool(batch) and not any(worked) and self.crew.scanning
+        self._only_echoes = bool(batch) and not worked and self.crew.scanning
         if self._only_echoes:
             # A scan's fills come back one by one; fetching them in heaps halves what they cost.
             self.watch.stop.wait(ECHO_PAUSE_SECONDS)
@@ -216,24 +215,16 @@ class Leading:
         elif idle or since > SAVE_SECONDS:
             self._save(changes)
 
-    def _process(self, record: ImputationRecord, batch: Iterable[Change]) -> bool:
+    def _process(self, batch: Sequence[Change]) -> bool:
         """Have done what these changes call for; False if they call for nothing."""
-        ids: dict[bytes, Any] = {}
-        touched: dict[bytes, int] = {}
-        deleted: list[Any] = []
-        for change in batch:
-            if change.kind == "delete":
-                deleted.append(change.id)
-            elif matters(record, change, self.crew.echoes):
-                key = key_of(change.id)
-                ids[key] = change.id
-                if touched_by_person(record, change):
-                    touched[key] = change.cluster_time_ms
-        wanted = list(ids.values())
-        for start in range(0, max(len(wanted), bool(deleted)), STREAM_BATCH):
-            part = wanted[start : start + STREAM_BATCH]
-            self.crew.fill(record, part, touched, [] if start else deleted)
-        return bool(wanted or deleted)
+        worked = False
+        for start in range(0, len(batch), STREAM_BATCH):
+            part = batch[start : start + STREAM_BATCH]
+            calls = [call_of(record, part, self.crew.echoes) for record in self._records]
+            if wanted := [call for call in calls if call]:
+                worked = True
+                self.crew.fill(wanted)
+        return worked
 
     # The place in the stream -----------------------------------------------------------------
 

@@ -145,3 +145,27 @@ def test_large_documents_make_small_batches(filling: Filling) -> None:
     batches = list(walk(filling.filler.collection, record, BatchSize(500)))
     assert max(sum(len(each.raw) for each in batch) for batch in batches) < 24 << 20
     assert sum(map(len, batches)) == len(IDS) + 6
+
+
+def test_the_place_stays_behind_what_is_being_written(
+    filling: Filling, imputations: Imputations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("superduper.imputations.scan.CHECKPOINT_SECONDS", 0.0)
+    scan = scan_of(filling, imputations, 10)
+    finish, later_is_written = scan.filler.finish, threading.Event()
+    places: list[dict[str, Any]] = []
+
+    def finish_first_last(prepared: Prepared) -> int:
+        if prepared.fills[0][0].document_id == 0:
+            assert later_is_written.wait(30)
+            places.append(dict(imputations.get("docs", "imputation").scan))
+            return finish(prepared)
+        filled = finish(prepared)
+        later_is_written.set()
+        return filled
+
+    monkeypatch.setattr(scan.filler, "finish", finish_first_last)
+    assert scan.run()
+    assert "last" not in places[0]
+    assert filling.docs.count_documents({"y": describe(1)}) == len(IDS)
+    assert imputations.get("docs", "imputation").scan["seen"] == len(IDS)
