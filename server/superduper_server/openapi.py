@@ -15,14 +15,18 @@ REF = "#/components/schemas/{model}"
 IN_PATH = re.compile(r"\{(\w+)\}")
 WITH_BODY = ("POST", "PUT")
 ERRORS = {
+    "400": "The body cannot be read.",
     "401": "No token, or a wrong one.",
     "403": "The token's role does not allow this.",
     "404": "Nothing has that name.",
     "409": "Something is in the way, or still uses it.",
     "413": "The body is too large.",
+    "415": "The body is of a type that is not taken, or compressed.",
     "422": "The request is not valid; the message names the field.",
     "429": "Too many requests are waiting; see Retry-After.",
+    "501": "It needs something that is not installed on the server.",
     "503": "The database, a worker or a model is not ready; see Retry-After.",
+    "504": "It took longer than the time allowed.",
 }
 ERROR_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -39,6 +43,11 @@ ERROR_SCHEMA: dict[str, Any] = {
         }
     },
 }
+V2_ERROR_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {"error": {"type": "string"}},
+}
 TAGS = (
     ("documents", "Insert, find and change documents."),
     ("components", "Functions, models, losses, metrics, trainers and encoders, by version."),
@@ -46,7 +55,7 @@ TAGS = (
     ("predictions", "Outputs of models."),
     ("v2", "The Open Inference Protocol, for its clients: models are `<collection>.<model>`."),
     ("jobs", "Work under way, and what trainings have led to."),
-    ("tokens", "Who may use the server."),
+    ("tokens", "Who may use the server, and who did what."),
     ("server", "Health, figures, state."),
 )
 DESCRIPTION = """
@@ -68,7 +77,7 @@ class Schemas:
     """The schemas that the description refers to, by name."""
 
     def __init__(self) -> None:
-        self.found: dict[str, Any] = {"Error": ERROR_SCHEMA}
+        self.found: dict[str, Any] = {"Error": ERROR_SCHEMA, "V2Error": V2_ERROR_SCHEMA}
 
     def properties(self, command: type[BaseModel], names: Collection[str]) -> dict[str, Any]:
         """The schemas of some of a command's fields; what they refer to is kept."""
@@ -104,7 +113,7 @@ def describe(command: type[BaseModel], path: str, status: int, schemas: Schemas)
     in_query = frozenset() if method in WITH_BODY else beside
     extra: dict[str, Any] = {
         "parameters": _parameters(command, in_path, in_query, schemas),
-        "responses": {str(status): _answer(name), **_errors()},
+        "responses": {str(status): _answer(name), **error_answers()},
     }
     if method in WITH_BODY and beside:
         extra["requestBody"] = _body(command, beside, schemas)
@@ -129,7 +138,7 @@ def tag_of(path: str) -> str:
         ("documents", "documents"),
         ("imputations", "imputations", "watchers"),
         ("jobs", "jobs", "runs", "highscores"),
-        ("tokens", "tokens"),
+        ("tokens", "tokens", "audit"),
         ("server", "status", "healthz", "readyz", "metrics"),
         (
             "components",
@@ -187,8 +196,9 @@ def _answer(name: str) -> dict[str, Any]:
     return {"description": "The answer.", "content": {"application/json": json}}
 
 
-def _errors() -> dict[str, Any]:
-    content = {"application/json": {"schema": {"$ref": REF.format(model="Error")}}}
+def error_answers(model: str = "Error") -> dict[str, Any]:
+    """What may be answered to any request that takes a token."""
+    content = {"application/json": {"schema": {"$ref": REF.format(model=model)}}}
     return {status: {"description": text, "content": content} for status, text in ERRORS.items()}
 
 

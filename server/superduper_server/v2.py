@@ -23,6 +23,7 @@ from superduper_server.backend import Backend
 from superduper_server.bodies import JSON
 from superduper_server.health import Readiness
 from superduper_server.models import V2_PATH, place_of
+from superduper_server.openapi import error_answers
 from superduper_server.routes import Router, predicting
 from superduper_server.v2_format import Signature
 from superduper_server.v2_tensors import datatype_of
@@ -158,7 +159,7 @@ def _add(
         summary=summary,
         tags=["v2"],
         include_in_schema=is_shown,
-        openapi_extra={"parameters": parameters},
+        openapi_extra={"parameters": parameters, "responses": error_answers("V2Error")},
     )
 
 
