@@ -53,10 +53,8 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
-        tensors: dict[str, torch.Tensor] = {}
-        plain = json.dumps(_plain(state, tensors, "")).encode()
         hashes = {}
-        for name, data in zip(PARTS, (plain, save(tensors)), strict=True):
+        for name, data in zip(PARTS, packed(state), strict=True):
             _write(unfinished / name, data)
             hashes[name] = sha256(data).hexdigest()
         manifest = {"step": step, "sha256": hashes, "lasting": lasting}
@@ -126,8 +124,20 @@ def _read(path: Path) -> dict[str, Any]:
     for name, data in zip(PARTS, parts, strict=True):
         if sha256(data).hexdigest() != manifest["sha256"][name]:
             raise ValueError(f"{name} is not what was written")
-    state: dict[str, Any] = _rich(json.loads(parts[0]), load(parts[1]))
+    state: dict[str, Any] = unpacked(*parts)
     return state
+
+
+def packed(state: Any) -> tuple[bytes, bytes]:
+    """A state as JSON, and its tensors as safetensors."""
+    tensors: dict[str, torch.Tensor] = {}
+    plain = json.dumps(_plain(state, tensors, "")).encode()
+    return plain, save(tensors)
+
+
+def unpacked(plain: bytes, tensors: bytes) -> Any:
+    """The state that was packed."""
+    return _rich(json.loads(plain), load(tensors))
 
 
 def _write(path: Path, data: bytes) -> None:

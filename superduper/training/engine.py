@@ -16,7 +16,7 @@ import torch
 
 from superduper.training.graph import Graph
 from superduper.training.metrics import Means, Metric
-from superduper.training.objective import Objective
+from superduper.training.objective import Objective, StepResult
 from superduper.training.policies import EVENTS, Policy, StopRun, handlers_of
 from superduper.training.randomness import random_state, seed_everything, set_random_state
 from superduper.training.sources import Batch, Source
@@ -132,17 +132,24 @@ class Engine:
                 break
         stage.objective.finish_epoch(stage.optimizers)
         cursor.epoch, cursor.batch = cursor.epoch + 1, 0
-        train = self._train.compute()
+        train = self._means()
         metrics = self._validate(stage, train)
         self._emit("epoch_finished", train=train, metrics=metrics)
 
     def _run_step(self, stage: Stage, batch: Batch) -> None:
         self._emit("step_started", batch=batch)
-        result = stage.objective.step(stage.graph, batch.frame, batch.n, stage.optimizers)
+        result = self._train_on(stage, batch)
         self._train.add(result.losses, batch.n)
         self.cursor.batch += 1
         self.cursor.step += 1
         self._emit("step_finished", batch=batch, result=result)
+
+    def _train_on(self, stage: Stage, batch: Batch) -> StepResult:
+        return stage.objective.step(stage.graph, batch.frame, batch.n, stage.optimizers)
+
+    def _means(self) -> dict[str, float]:
+        """The epoch's mean training losses."""
+        return self._train.compute()
 
     def _validate(self, stage: Stage, train: Mapping[str, float]) -> dict[str, float]:
         if stage.validation is None and stage.validate is None:

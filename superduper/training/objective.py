@@ -44,7 +44,7 @@ class Objective:
         self.terms = tuple(terms)
         self.precision = precision or MixedPrecision()
         # A loss that sums over the batch is divided by the number of records when it is reported.
-        self._sums = {
+        self.sums = {
             term.name: getattr(term.function, "reduction", "mean") == "sum" for term in terms
         }
 
@@ -123,7 +123,7 @@ class Objective:
 
     def _result(self, losses: Mapping[str, torch.Tensor], frame: Frame, n: int) -> StepResult:
         means = {
-            name: loss.detach() / n if self._sums[name] else loss.detach()
+            name: loss.detach() / max(n, 1) if self.sums[name] else loss.detach()
             for name, loss in losses.items()
         }
         return StepResult(means, frame, n)

@@ -73,21 +73,25 @@ class IndexSource:
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from the `start`-th on."""
-        order, sizes = self.order(epoch), self._sizes()
+        order, sizes = self.order(epoch), self.sizes()
         several = 1  # batches at once; how many, the first one shows
         while start < len(sizes):
             block = sizes[start : start + several]
-            first = start * self.batch_size
-            index = order[first : first + sum(block)]
+            places = self.places(order, start, block)
+            index = torch.cat(tuple(places))
             frame = self.gather(index)
-            for part, places, n in zip(
-                split(frame, block), torch.split(index, block), block, strict=True
-            ):
-                yield Batch(part, places, n)
+            counts = [len(each) for each in places]
+            for part, own, n in zip(split(frame, counts), places, counts, strict=True):
+                yield Batch(part, own, n)
             start += len(block)
             several = max(1, _BLOCK_BYTES * len(block) // max(bytes_of(frame), 1))
 
-    def _sizes(self) -> list[int]:
+    def places(self, order: torch.Tensor, start: int, sizes: list[int]) -> Sequence[torch.Tensor]:
+        """Which records go into some batches, the first of which is the `start`-th."""
+        first = start * self.batch_size
+        return torch.split(order[first : first + sum(sizes)], sizes)
+
+    def sizes(self) -> list[int]:
         """The number of records of each batch."""
         if self.n == 0:
             return []
