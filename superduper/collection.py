@@ -16,6 +16,7 @@ from superduper.errors import InvalidInput
 from superduper.fields.codec import decode, decode_document, encode, encode_document
 from superduper.fields.sealing import seal
 from superduper.handles import Imputation, predict_with
+from superduper.training_objects import register_objects
 
 INSERT_CHUNK = 1_000
 JOB_COLUMNS = ("id", "kind", "state", "attempts", "args", "created_at", "error")
@@ -199,6 +200,14 @@ class Collection:
         """Register a Trainer subclass."""
         return self._register("trainer", name, {"object": object})
 
+    def create_optimizer(self, name: str, object: Callable[..., Any]) -> dict[str, Any]:
+        """Register an optimizer's class, or a function that makes one of a model's parameters."""
+        return self._register("optimizer", name, {"object": object})
+
+    def create_policy(self, name: str, object: Any) -> dict[str, Any]:
+        """Register a policy or a schedule: an instance, or a class that is given arguments."""
+        return self._register("policy", name, {"object": object})
+
     def create_encoder(self, name: str, object: Any) -> dict[str, Any]:
         """Register an encoder: an object with `encode(value)` and `decode(value)`."""
         return self._register("encoder", name, {"object": object})
@@ -233,16 +242,24 @@ class Collection:
         """Declare that one field is predicted from another, and start its fit.
 
         Settings: `model`, `model_key`, `target_key`, and optionally `target`, `loss`, `metrics`,
-        `filter`, `optimizer`, `lr`, `batch_size`, `max_epochs`, `patience`, `watch`, `seed`,
-        `mixed_precision`, `min_confidence`, `on_input_change`, `promote`, `watcher` and the others
-        of `superduper.commands.CreateImputation`. `objective` is another word for `loss`.
+        `filter`, `optimizer`, `lr`, `policies`, `trainer`, `batch_size`, `max_epochs`, `patience`,
+        `watch`, `seed`, `mixed_precision`, `min_confidence`, `on_input_change`, `promote`,
+        `watcher` and the others of `superduper.commands.CreateImputation`. `objective` is another
+        word for `loss`.
+
+        `optimizer`, `lr`, `policies` and `trainer` are names, `{"name": ..., "arguments": {...}}`
+        or objects; objects are registered under names that begin with the imputation's.
         """
         if "objective" in settings:
             if settings.get("loss") is not None:
                 raise InvalidInput("pass either loss= or objective=, they mean the same")
             settings["loss"] = settings.pop("objective")
+        settings = register_objects(name, settings, self._register_object)
         found = self._send(commands.CreateImputation, name=name, **settings)
         return Imputation(self._transport, self.name, found["name"])
+
+    def _register_object(self, kind: str, name: str, object: Any) -> None:
+        self._register(kind, name, {"object": object})
 
     def create_watcher(self, name: str, model: str, key: Any, **settings: Any) -> Imputation:
         """Write a model's output for every document that has `key`, now and from now on."""

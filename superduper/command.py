@@ -8,13 +8,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from superduper.errors import InvalidInput
 from superduper.names import check_collection, check_keys, check_name, check_path
 
-Kind = Literal["function", "model", "loss", "metric", "trainer", "encoder"]
+Kind = Literal["function", "model", "loss", "metric", "trainer", "optimizer", "policy", "encoder"]
 PLURALS: dict[str, str] = {
     "function": "functions",
     "model": "models",
     "loss": "losses",
     "metric": "metrics",
     "trainer": "trainers",
+    "optimizer": "optimizers",
+    "policy": "policies",
     "encoder": "encoders",
 }
 Role = Literal["reader", "writer", "trainer", "admin"]
@@ -62,6 +64,7 @@ def build(command: type[C], **fields: Any) -> C:
 def explain(error: ValidationError) -> str:
     """The first problem of a validation error in one line, without echoing the input."""
     first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"][:4])
+    # Of a number that may be something else, pydantic names the branch as well.
+    where = ".".join(str(part) for part in first["loc"][:4] if part != "constrained-float")
     text = first["msg"].removeprefix("Value error, ")
     return f"{where}: {text}"[:400] if where else text[:400]

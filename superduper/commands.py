@@ -8,7 +8,7 @@ are plain BSON values (rich ones are encoded before by `superduper.fields.codec`
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from superduper.command import (
     CollectionName,
@@ -144,10 +144,18 @@ class DeleteComponent(OnCollection):
 
 
 class Named(Command):
-    """Something registered that has arguments: an optimizer, a schedule, a policy."""
+    """An optimizer, a schedule, a policy or a trainer by name, with arguments."""
 
     name: str
     arguments: Document = {}
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+NameOrNamed = Annotated[Named, BeforeValidator(_named)]
+LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class CreateImputation(OnCollection):
@@ -163,7 +171,7 @@ class CreateImputation(OnCollection):
     metrics: tuple[Name, ...] = ()
     filter: Document | None = None
     optimizer: str | Named = "adam"
-    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
+    lr: LearningRate | Named = 1e-3
     batch_size: Annotated[int, Field(ge=1, le=100_000)] = 64
     max_epochs: Annotated[int, Field(ge=1)] = 200
     max_steps: Annotated[int, Field(ge=1)] | None = None
@@ -171,8 +179,8 @@ class CreateImputation(OnCollection):
     watch: str = "loss"
     seed: int | None = None
     mixed_precision: Literal["bf16", "fp16"] | None = None
-    trainer: Name | None = None
-    policies: tuple[Named, ...] = ()
+    trainer: NameOrNamed | None = None
+    policies: tuple[NameOrNamed, ...] = ()
     features: dict[str, Name] | None = None
     fill: bool = True
     precision: Annotated[float, Field(gt=0, lt=1)] | None = None

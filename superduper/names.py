@@ -44,3 +44,12 @@ def check_keys(keys: str | Sequence[str]) -> str | tuple[str, ...]:
     if not keys or len(set(keys)) != len(keys):
         raise ValueError("a list of fields must have at least one field, and each only once")
     return tuple(check_path(key) for key in keys)
+
+
+def imputation_name(target_key: str | Sequence[str], model_key: str | Sequence[str]) -> str:
+    """`<target_key>_from_<model_key>`, with what a name may not have replaced by `_`."""
+    text = "_from_".join(
+        key if isinstance(key, str) else "_".join(key) for key in (target_key, model_key)
+    )
+    cleaned = "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "_" for c in text)
+    return cleaned.lstrip("_-0123456789")[:63] or "imputation"

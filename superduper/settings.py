@@ -45,6 +45,11 @@ SETTINGS = (
     ),
     Setting("REGISTER_CODE", "auto", "Whether a server takes code: yes, no, auto (on loopback)."),
     Setting("CACHE", "", "Folder for training data of fits; default: the system's temporary one."),
+    Setting(
+        "CHECKPOINT_SECONDS",
+        "10",
+        "Seconds of a fit between checkpoints; with 0, as many as can be.",
+    ),
     Setting("LEASE_SECONDS", "10", "How long a worker may be silent before another takes over."),
 )
 

@@ -6,6 +6,7 @@ from superduper import commands
 from superduper.errors import InUse
 from superduper.fields.sealing import Sealed
 from superduper.handlers.context import Context
+from superduper.handlers.imputations import KIND_PINS
 from superduper.imputations.hosting import try_out
 from superduper.store.registry import Component
 
@@ -70,4 +71,8 @@ def uses(spec: Any, kind: str, name: str) -> bool:
         return name in (spec.get("metrics") or ())
     if kind == "model":
         return name in (spec.get("model"), spec.get("target"))
+    if kind in KIND_PINS:
+        return name in spec["pins"].get(KIND_PINS[kind], {})
+    if kind == "trainer":
+        return bool((spec.get("trainer") or {}).get("name") == name)
     return bool(spec.get(kind) == name)

@@ -1,6 +1,7 @@
 """Commands about imputations: declare, show, refit, choose the live version."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from superduper import commands
@@ -15,46 +16,54 @@ from superduper.imputations.provenance import BASE
 from superduper.imputations.revert import revert_version
 from superduper.imputations.states import States, preview
 from superduper.jobs.worker import alive_workers
+from superduper.store.registry import Registry
 
 FIT = "fit"
+# Where a record's pins keep the versions of components that are named more than once or not at all.
+KIND_PINS = {"optimizer": "optimizers", "policy": "policies"}
 
 
 # Declaring -----------------------------------------------------------------------------------
 
 
-def _target_pin(context: Context, collection: str, name: str) -> dict[str, Any]:
-    """The target's kind and live version: a function, or else another model."""
-    try:
-        return {"kind": "function", "version": _live(context, collection, "function", name)}
-    except NotFound:
-        return {"kind": "model", "version": _live(context, collection, "model", name)}
-
-
-def _live(context: Context, collection: str, kind: str, name: str) -> int:
-    return context.registry.get(collection, kind, name).version
-
-
-def _pins(context: Context, command: commands.CreateImputation) -> dict[str, Any]:
+def pins_of(registry: Registry, command: commands.CreateImputation) -> dict[str, Any]:
     """The versions of every component that the imputation names; NotFound if one is missing."""
-    where = command.collection
-    pins: dict[str, Any] = {"model": _live(context, where, "model", command.model)}
+
+    def live(kind: str, name: str) -> int:
+        return registry.get(command.collection, kind, name).version
+
+    pins: dict[str, Any] = {"model": live("model", command.model)}
     if command.target is not None:
-        pins["target"] = _target_pin(context, where, command.target)
-    for kind in ("loss", "trainer"):
-        name = getattr(command, kind)
-        if name is not None:
-            pins[kind] = _live(context, where, kind, name)
-    pins["metrics"] = {name: _live(context, where, "metric", name) for name in command.metrics}
+        try:
+            pins["target"] = {"kind": "function", "version": live("function", command.target)}
+        except NotFound:
+            pins["target"] = {"kind": "model", "version": live("model", command.target)}
+    if command.loss is not None:
+        pins["loss"] = live("loss", command.loss)
+    if command.trainer is not None:
+        pins["trainer"] = live("trainer", command.trainer.name)
+    for kind, name in _may_be_registered(command):
+        with contextlib.suppress(NotFound):  # then it is one of torch's, or ours
+            pins.setdefault(KIND_PINS[kind], {})[name] = live(kind, name)
+    pins["metrics"] = {name: live("metric", name) for name in command.metrics}
     return pins
 
 
+def _may_be_registered(command: commands.CreateImputation) -> Iterator[tuple[str, str]]:
+    optimizer, lr = command.optimizer, command.lr
+    yield "optimizer", optimizer if isinstance(optimizer, str) else optimizer.name
+    for policy in (*command.policies, *([lr] if isinstance(lr, commands.Named) else [])):
+        yield "policy", policy.name
+
+
 def _check(context: Context, command: commands.CreateImputation, record: ImputationRecord) -> None:
-    if command.watch != "loss" and command.watch not in command.metrics:
+    own_steps = command.trainer is not None  # which measure what they like
+    if command.watch != "loss" and command.watch not in command.metrics and not own_steps:
         raise InvalidInput(
             f"watch={command.watch!r} is neither 'loss' nor one of the metrics "
             f"({', '.join(command.metrics) or 'there are none'})"
         )
-    if command.loss is None:
+    if not record.trained:
         return
     paths = [path for path in (*record.input_paths, *record.target_paths) if path != BASE]
     both: dict[str, Any] = {path: {"$exists": True} for path in paths}
@@ -67,19 +76,22 @@ def _check(context: Context, command: commands.CreateImputation, record: Imputat
 
 def create(context: Context, command: commands.CreateImputation, author: str) -> dict[str, Any]:
     """Declare an imputation and queue its fit; the same declaration again changes nothing."""
-    record = record_of(command, _pins(context, command), now=context.now(), author=author)
+    record = record_of(
+        command, pins_of(context.registry, command), now=context.now(), author=author
+    )
     _check(context, command, record)
-    return _declare(context, record, trained=command.loss is not None)
+    return _declare(context, record)
 
 
 def create_watcher(context: Context, command: commands.CreateWatcher, author: str) -> Any:
     """Declare a watcher on a model that is used as it is."""
-    pins = {"model": _live(context, command.collection, "model", command.model), "metrics": {}}
+    model = context.registry.get(command.collection, "model", command.model)
+    pins = {"model": model.version, "metrics": {}}
     record = watcher_of(command, pins, now=context.now(), author=author)
-    return _declare(context, record, trained=False)
+    return _declare(context, record)
 
 
-def _declare(context: Context, record: ImputationRecord, *, trained: bool) -> dict[str, Any]:
+def _declare(context: Context, record: ImputationRecord) -> dict[str, Any]:
     try:
         context.imputations.create(record)
     except AlreadyExists:
@@ -87,7 +99,7 @@ def _declare(context: Context, record: ImputationRecord, *, trained: bool) -> di
         if not _same(there.spec, record.spec):
             raise
         return shown(context, there)
-    if trained:
+    if record.trained:
         _queue_fit(context, record)
     else:
         adopt(context.imputations, context.runs, record, by=record.created_by)
@@ -224,7 +236,7 @@ def delete(context: Context, command: commands.DeleteImputation) -> dict[str, An
 def refit(context: Context, command: commands.RefitImputation) -> dict[str, Any]:
     """Queue the fit of a new version; one that is under way is used."""
     record = context.imputations.get(command.collection, command.name)
-    if record.spec.get("loss") is None:
+    if not record.trained:
         raise InvalidInput(f"imputation {record.name!r} has no loss, so there is nothing to train")
     if record.fit_job and context.queue.get(record.fit_job)["state"] in ("queued", "running"):
         return {"job": record.fit_job}

@@ -4,7 +4,9 @@ This side has the database and no user code; the child (`fit_child`) has user co
 """
 
 import contextlib
+import logging
 import secrets
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +19,7 @@ from pymongo.database import Database
 
 from superduper import settings
 from superduper.errors import InvalidInput
+from superduper.imputations.fit_checkpoints import FitCheckpoints, OtherFit
 from superduper.imputations.fit_documents import batches, documents
 from superduper.imputations.folds import fold_of
 from superduper.imputations.imputation import ImputationRecord, Imputations
@@ -29,7 +32,10 @@ from superduper.jobs.worker import RETRIED
 from superduper.store.artifacts import ArtifactStore
 from superduper.store.audit import Audit
 from superduper.store.registry import Component, Registry
+from superduper.training.checkpoint_files import PREFIX
 from superduper.training.runs import Runs
+
+logger = logging.getLogger(__name__)
 
 ENTRY = "superduper.imputations.fit_child:main"
 # torch's optimizers import `torch._dynamo` when the first of them is made, which takes as long as
@@ -44,11 +50,15 @@ COMPARE_SECONDS = 3_600
 FILE_MB = 1 << 20
 WEIGHTS = "weights.safetensors"
 _SEEDS = 2**31
+# Components of which there may be several, by the name that their pins have.
+_SEVERAL = {"metrics": "metric", "optimizers": "optimizer", "policies": "policy"}
 
 _SEALED = ("data", "validated_on", "skipped", "initial_hash")
 _TRAINING = (
     "optimizer",
     "lr",
+    "policies",
+    "trainer",
     "batch_size",
     "max_epochs",
     "max_steps",
@@ -56,6 +66,8 @@ _TRAINING = (
     "watch",
     "mixed_precision",
 )
+RESUME = "resume"
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -76,6 +88,11 @@ class FitContext:
     def audit(self) -> Audit:
         """The audit log of the database."""
         return Audit(self.database)
+
+    @cached_property
+    def checkpoints(self) -> FitCheckpoints:
+        """The checkpoints of the database's fits."""
+        return FitCheckpoints(self.database, self.artifacts.keyring)
 
 
 def fit(job: RunningJob, work: FitContext) -> dict[str, Any]:
@@ -106,12 +123,8 @@ def adopt(imputations: Imputations, runs: Runs, record: ImputationRecord, *, by:
 
 
 def _check(record: ImputationRecord) -> None:
-    spec = record.spec
-    if spec.get("loss") is None:
+    if not record.trained:
         raise InvalidInput(f"imputation {record.id!r} has no loss, so there is nothing to train")
-    for key in ("trainer", "policies"):
-        if spec.get(key):
-            raise InvalidInput(f"imputation {record.id!r}: {key!r} is not supported yet")
 
 
 def _begun(record: ImputationRecord, job: str | None, seed: int | None) -> dict[str, Any]:
@@ -133,6 +146,12 @@ def _told(error: BaseException) -> dict[str, Any]:
     return error_document(error)
 
 
+def _identity(sealed: Mapping[str, Any]) -> dict[str, str]:
+    """What a checkpoint of a fit must be of: the same data and the same initial model."""
+    hashes = {fold: str(part["hash"]) for fold, part in sealed["data"].items()}
+    return {**hashes, "model": str(sealed["initial_hash"])}
+
+
 def _valid_hash(sealed: Mapping[str, Any]) -> str:
     return str(sealed["data"][sealed["validated_on"]]["hash"])
 
@@ -148,6 +167,8 @@ class _Fit:
         limits = Limits(memory_mb=memory, file_mb=FILE_MB)
         self.child = Child(ENTRY, limits=limits, name=f"fit {record.id}")
         self.rows: list[dict[str, Any]] = []
+        self.steps: list[dict[str, Any]] = []
+        self.of: dict[str, str] = {}
         self.metrics: dict[str, float] = {}
         self.reported = 0.0
 
@@ -176,18 +197,21 @@ class _Fit:
         """Record in the run what it failed of, and in the imputation if nobody tries again."""
         stopped = isinstance(error, Cancelled | KeyboardInterrupt | SystemExit)
         told = {**_told(error), "job": self.job.id, "run": self.run_id}
-        self.work.runs.append(self.run_id, self.rows)
+        self._flush()
         self.work.runs.finish(self.run_id, "cancelled" if stopped else "failed", error=told)
         again = isinstance(error, RETRIED) and self.job.attempts < self.job.max_attempts
         if self.job.cancelled.is_set() or not (stopped or again or self.job.lost):
             self.work.imputations.set_error(self.record, told)
+            self.work.checkpoints.forget(self.job.id)
 
     def _run(self, folder: Path) -> dict[str, Any]:
         self._load(folder)
         self._stream()
         sealed = self._ask({"op": "seal"}, BATCH_SECONDS)
         self.work.runs.update(self.run_id, **{key: sealed[key] for key in _SEALED})
-        trained = self._ask({"op": "train", "weights": WEIGHTS}, None, self._on_event)
+        self.folder, self.of = folder, _identity(sealed)
+        message = {"op": "train", "weights": WEIGHTS, "resume": self._resume()}
+        trained = self._ask(message, None, self._on_event)
         self._flush()
         self.job.progress({"phase": "publishing", **self._done(trained["steps"])})
         weights = (folder / WEIGHTS).read_bytes()
@@ -204,6 +228,7 @@ class _Fit:
         if promoted:
             self._note("PromoteVersion", candidate.version)
         self.work.runs.update(self.run_id, promoted=promoted, reason=reason)
+        self.work.checkpoints.forget(self.job.id)
         return {
             "run": self.run_id,
             "version": candidate.version,
@@ -232,21 +257,27 @@ class _Fit:
             "op": "load",
             "folder": str(folder),
             "settings": {**training, "seed": self.seed},
+            "saving_seconds": settings.get_number("CHECKPOINT_SECONDS"),
             "fields": {
                 "inputs": list(self.record.input_paths),
                 "targets": list(self.record.target_paths),
                 "excluded": list(self.record.hidden_paths),
             },
             "model": self._payload("model", spec["model"], pins["model"]),
-            "loss": self._payload("loss", spec["loss"], pins["loss"]),
-            "metrics": {
-                name: self._payload("metric", name, version)
-                for name, version in pins.get("metrics", {}).items()
-            },
+            "loss": self._optional("loss", spec["loss"]),
+            "trainer": self._optional("trainer", (spec.get("trainer") or {}).get("name")),
             "target": self._target(),
+            **{key: self._several(kind, key) for key, kind in _SEVERAL.items()},
         }
         loaded = self._ask(message, LOAD_SECONDS)
         self.work.runs.update(self.run_id, device=loaded["device"], versions=loaded["versions"])
+
+    def _optional(self, kind: str, name: str | None) -> dict[str, Any] | None:
+        return None if name is None else self._payload(kind, name, self.record.spec["pins"][kind])
+
+    def _several(self, kind: str, key: str) -> dict[str, Any]:
+        pins = self.record.spec["pins"].get(key) or {}
+        return {name: self._payload(kind, name, version) for name, version in pins.items()}
 
     def _target(self) -> dict[str, Any] | None:
         pin = self.record.spec["pins"].get("target")
@@ -283,14 +314,33 @@ class _Fit:
 
     # Training --------------------------------------------------------------------------------
 
+    def _resume(self) -> str | None:
+        """The folder with the checkpoint of an earlier attempt, if there is one to go on from."""
+        try:
+            found = self.work.checkpoints.fetch(self.job.id, self.of, self.folder / RESUME)
+        except OtherFit as refused:
+            logger.warning("fit %s begins anew: %s", self.record.id, refused)
+            self.work.checkpoints.forget(self.job.id)
+            self.work.runs.update(self.run_id, not_resumed=str(refused))
+            return None
+        if found is None:
+            return None
+        self.work.runs.take_over(self.run_id, found.run, found.step)
+        logger.info("fit %s goes on after step %d", self.record.id, found.step)
+        return RESUME
+
     def _on_event(self, event: dict[str, Any]) -> None:
         match event:
             case {"row": dict(row), "of": total}:
                 self.rows.append(row)
                 self.metrics = {k: v for k, v in row.items() if k not in ("epoch", "step")}
                 step = row
-            case {"step": dict(step)}:
+            case {"step": dict(step), "rows": list(rows)}:
+                self.steps += rows
                 total = step["of"]
+            case {"checkpoint": int(number)}:
+                self._keep(self.folder / CHECKPOINTS / str(number))
+                return
             case _:
                 return
         self._report(
@@ -302,6 +352,17 @@ class _Fit:
                 "metrics": self.metrics,
             }
         )
+
+    def _keep(self, folder: Path) -> None:
+        """Keep a checkpoint that the child has left; the history up to it comes first."""
+        self._flush()
+        self.job.check()
+        for path in folder.glob(f"{PREFIX}*"):
+            self.work.checkpoints.keep(self.job.id, self.run_id, path, self.of)
+        shutil.rmtree(folder)
+        self.job.advanced()
+        if self.job.stopping.is_set():
+            raise Cancelled(f"job {self.job.id} is given back, to go on from its checkpoint")
 
     def _done(self, steps: int) -> dict[str, Any]:
         return {"done": steps, "total": steps, "metrics": self.metrics}
@@ -316,7 +377,8 @@ class _Fit:
 
     def _flush(self) -> None:
         rows, self.rows = self.rows, []
-        self.work.runs.append(self.run_id, rows)
+        steps, self.steps = self.steps, []
+        self.work.runs.append(self.run_id, rows, steps)
 
     # Publishing ------------------------------------------------------------------------------
 

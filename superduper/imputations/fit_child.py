@@ -5,9 +5,7 @@ The child has no access to the database; weights go back as a file in the fit's 
 """
 
 import platform
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import torch
 from bson.codec_options import CodecOptions, DatetimeConversion
 
 from superduper.errors import InvalidInput
-from superduper.imputations.fit_measures import Answers, FittedLoss, apply, metrics_of
+from superduper.imputations.fit_measures import apply
 from superduper.imputations.fit_records import (
     Fields,
     RecordMaker,
@@ -26,23 +24,23 @@ from superduper.imputations.fit_records import (
     model_target,
     raw_target,
 )
+from superduper.imputations.fit_reports import Reporter, Saver, device_name
+from superduper.imputations.fit_stage import Parts, Settings, StageMaker
+from superduper.imputations.fit_trainer import check_trainer
 from superduper.imputations.folds import Fold as FoldName
 from superduper.jobs.channel import Channel, Message, serve
 from superduper.serving import collate
 from superduper.serving.predictor import Predictor
 from superduper.store.unsealing import load
-from superduper.training.cache import Fold
+from superduper.training.checkpoints import Checkpoints
 from superduper.training.engine import Engine, Plan, Stage, evaluate
-from superduper.training.graph import Frame, Graph, Node
-from superduper.training.objective import Objective, StepResult, Term
-from superduper.training.optimizers import optimizer_of
-from superduper.training.policies import BestWeights, NaNStop, Patience, Policy, check_watched
-from superduper.training.precision import MixedPrecision, default_device
+from superduper.training.policies import BestWeights, NaNStop, Patience, check_watched
+from superduper.training.precision import default_device
 from superduper.training.randomness import seed_everything
-from superduper.training.sources import IndexSource
+from superduper.training.ranking import is_cost
 from superduper.training.weights import copy_of_state, weights_blob, weights_hash
+from superduper.version import __version__
 
-REPORT_SECONDS = 0.2
 _SHOWN_IDS = 20
 
 # As documents are read to be filled: odd text and dates are data too, and no reason to die.
@@ -66,47 +64,6 @@ def main(channel: Channel) -> None:
     )
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The part of an imputation's specification that training needs."""
-
-    optimizer: Any
-    lr: float
-    batch_size: int
-    max_epochs: int
-    max_steps: int | None
-    patience: int
-    watch: str
-    mixed_precision: str | None
-    seed: int
-
-
-class Reporter(Policy):
-    """Tells the parent how far it is: a few times a second, and after every validation."""
-
-    def __init__(self, send: Callable[[Message], None], total: int) -> None:
-        self.send = send
-        self.total = total
-        self._last = 0.0
-
-    def step_finished(self, epoch: int, step: int, result: StepResult) -> None:
-        """Report, unless it was done a moment ago."""
-        now = time.monotonic()
-        if now - self._last < REPORT_SECONDS:
-            return
-        self._last = now
-        losses = {name: float(loss) for name, loss in result.losses.items()}
-        self.send({"event": {"step": {"epoch": epoch, "step": step, "of": self.total, **losses}}})
-
-    def validation_finished(
-        self, epoch: int, step: int, train: Mapping[str, float], metrics: Mapping[str, float]
-    ) -> None:
-        """Report the row of an epoch."""
-        losses = {f"train_{name}": value for name, value in train.items()}
-        row = {"epoch": epoch, "step": step, **losses, **metrics}
-        self.send({"event": {"row": row, "of": self.total}})
-
-
 class Fitting:
     """The state of one fit between the parent's messages."""
 
@@ -120,21 +77,42 @@ class Fitting:
         """Load the components and get ready for documents."""
         torch.set_num_threads(1)
         self.settings = Settings(**message["settings"])
+        self.saving_seconds = float(message["saving_seconds"])
         self.folder = Path(message["folder"])
         self.fields = Fields(*(tuple(message["fields"][key]) for key in Fields.__annotations__))
         seed_everything(self.settings.seed)
         self.predictor = self._trainable(message["model"], str(self.device))
-        self.loss = self._placed(load(message["loss"])["object"])
-        self.metrics = {
-            name: self._placed(load(each)["object"]) for name, each in message["metrics"].items()
-        }
+        self.parts = self._parts(message)
         target = self._target(message.get("target"))
         self.records = RecordMaker(self.predictor, target, self.fields, self.folder)
+        self.stages = StageMaker(
+            self.settings,
+            self.parts,
+            self.records.folds,
+            self.fields.targets,
+            self.device,
+            self.folder,
+        )
         versions = {"python": platform.python_version(), "torch": torch.__version__}
         return {
-            "device": _device_name(self.device),
-            "versions": {**versions, "numpy": numpy.__version__},
+            "device": device_name(self.device),
+            "versions": {**versions, "numpy": numpy.__version__, "superduper": __version__},
         }
+
+    def _parts(self, message: Message) -> Parts:
+        """The registered objects, loaded."""
+
+        def loaded(payload: Any) -> Any:
+            return None if payload is None else self._placed(load(payload)["object"])
+
+        several = {
+            kind: {name: loaded(each) for name, each in message[kind].items()}
+            for kind in ("metrics", "optimizers", "policies")
+        }
+        trainer = loaded(message["trainer"])
+        if trainer is not None:
+            check_trainer(trainer)
+        return Parts(loss=loaded(message["loss"]), trainer=trainer, **several)
 
     def _trainable(self, payload: Mapping[str, Any], device: str) -> Predictor:
         parts = load(dict(payload))
@@ -185,7 +163,7 @@ class Fitting:
         model = self.predictor.model
         if any(torch.nn.parameter.is_lazy(weight) for weight in model.parameters()):
             fold = self.records.folds["train"]
-            source = self._source(fold, collate.floating_dtype(model), None)
+            source = self.stages.source(fold, collate.floating_dtype(model), None)
             with torch.no_grad():
                 apply(model.eval(), next(source.batches(0)).frame["x"])
 
@@ -196,40 +174,62 @@ class Fitting:
     # Training --------------------------------------------------------------------------------
 
     def train(self, message: Message) -> Message:
-        """Train, and leave the best weights in the fit's folder."""
-        stage = self._stage(self.predictor, self._validation_name)
-        source, settings = stage.source, self.settings
-        total = len(source) * settings.max_epochs
-        total = min(total, settings.max_steps or total)
-        high = self._higher_is_better(stage)
-        check_watched(high, settings.watch)
-        best = BestWeights(settings.watch, high[settings.watch])
-        policies = (
-            NaNStop(self._documents_of),
-            best,
-            Reporter(self.send, total),
-            Patience(settings.watch, high[settings.watch], settings.patience),
-        )
-        engine = Engine(Plan([stage], settings.seed), policies)
+        """Train, and leave the best weights in the fit's folder.
+
+        `resume` names a folder within it with a checkpoint to go on from.
+        """
+        stage = self.stages.stage(self.predictor, self._validation_name)
+        engine, best = self._engine(stage)
+        if message["resume"] is not None:
+            state = Checkpoints(self.folder / message["resume"]).latest()
+            if state is None:
+                raise InvalidInput("the checkpoint was damaged on its way")
+            engine.load_state_dict(state)
         engine.run()
         best.restore(engine)
         weights = copy_of_state(self.predictor.model)
         (self.folder / message["weights"]).write_bytes(weights_blob(weights))
-        return {**self._result(engine, best, high), "final_hash": weights_hash(weights)}
+        return {**self._result(engine, best, stage), "final_hash": weights_hash(weights)}
 
-    def _result(self, engine: Engine, best: BestWeights, high: dict[str, bool]) -> Message:
+    def _engine(self, stage: Stage) -> tuple[Engine, BestWeights]:
+        """The engine with its policies, in the order that matters: who ends the run, then who
+        reports, then who saves."""
+        settings = self.settings
+        watch, high = settings.watch, self._is_higher_better(settings.watch, stage)
+        if self.parts.trainer is None:
+            check_watched({"loss": None, **stage.metrics}, watch)
+        total = len(stage.source) * settings.max_epochs
+        asked = self.stages.policies(stage)
+        reporter = Reporter(self.send, min(total, settings.max_steps or total), asked)
+        best = BestWeights(watch, high)
+        policies = [
+            NaNStop(self._documents_of),
+            best,
+            *asked,
+            Patience(watch, high, settings.patience),
+            reporter,
+            Saver(self.folder / "checkpoints", self.saving_seconds, self.send, reporter),
+        ]
+        return Engine(Plan([stage], settings.seed), policies), best
+
+    def _result(self, engine: Engine, best: BestWeights, stage: Stage) -> Message:
         assert best.best is not None  # validation has happened before the first step
         fold: FoldName = "test" if self.records.folds["test"].n else self._validation_name
         scored = best.best if fold != "test" else self._scores(self.predictor, "test")
-        names = [name for name in high if name in scored]
+        names = [name for name in best.best if name not in ("epoch", "step")]
         return {
             "best": best.best,
-            "metrics": {name: scored[name] for name in names},
+            "metrics": {name: scored[name] for name in names if name in scored},
             "scored": fold,
-            "higher_is_better": high,
+            "higher_is_better": {name: self._is_higher_better(name, stage) for name in names},
             "stopped": engine.reason,
             "steps": engine.cursor.step,
         }
+
+    def _is_higher_better(self, name: str, stage: Stage) -> bool:
+        if name in stage.metrics:
+            return stage.metrics[name].higher_is_better
+        return not is_cost(name)
 
     def compare(self, message: Message) -> Message:
         """What another version of the model scores on this fit's validation documents."""
@@ -237,54 +237,11 @@ class Fitting:
         return {"metrics": self._scores(predictor, self._validation_name)}
 
     def _scores(self, predictor: Predictor, fold: FoldName) -> dict[str, float]:
-        stage = self._stage(predictor, fold, trained=False)
+        stage = self.stages.stage(predictor, fold)
         assert stage.validation is not None
         return evaluate(stage, stage.validation)
-
-    def _stage(self, predictor: Predictor, validated: FoldName, *, trained: bool = True) -> Stage:
-        settings, folds = self.settings, self.records.folds
-        dtype = collate.floating_dtype(predictor.model)
-        graph = Graph([Node("model", predictor.model, ("x",), ("output",), apply)])
-        graph.to(self.device)
-        optimizers = (
-            {"main": optimizer_of(settings.optimizer, graph.parameters(), settings.lr)}
-            if trained
-            else {}
-        )
-        answers = Answers(predictor, folds[validated], self.fields.targets)
-        return Stage(
-            graph=graph,
-            objective=Objective(
-                [Term("loss", FittedLoss(self.loss), ("output", "y"))],
-                MixedPrecision(settings.mixed_precision, self.device),
-            ),
-            source=self._source(folds["train"], dtype, settings.seed),
-            optimizers=optimizers,
-            validation=self._source(folds[validated], dtype, None),
-            metrics=metrics_of(self.metrics, answers),
-            max_epochs=settings.max_epochs,
-            max_steps=settings.max_steps,
-        )
-
-    def _source(self, fold: Fold, dtype: torch.dtype | None, seed: int | None) -> IndexSource:
-        device = self.device
-
-        def gather(index: torch.Tensor) -> Frame:
-            frame = fold.gather(index, pinned=device.type == "cuda")
-            return {name: collate.place(part, device, dtype) for name, part in frame.items()}
-
-        size = self.settings.batch_size
-        return IndexSource(fold.n, gather, size, seed, join_single=seed is not None)
-
-    def _higher_is_better(self, stage: Stage) -> dict[str, bool]:
-        high = {name: metric.higher_is_better for name, metric in stage.metrics.items()}
-        return {"loss": False, **high}
 
     def _documents_of(self, index: torch.Tensor) -> str:
         ids = [raw["_id"] for raw in self.records.folds["train"].raw(index[:_SHOWN_IDS])]
         more = f" and {len(index) - len(ids)} more" if len(index) > len(ids) else ""
         return f"the documents {', '.join(map(repr, ids))}{more}"
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -18,6 +18,7 @@ from superduper.commands import CreateImputation, CreateWatcher
 from superduper.errors import AlreadyExists, InvalidInput, NotFound
 from superduper.fields.paths import overlap
 from superduper.imputations.provenance import BASE
+from superduper.names import imputation_name
 
 HISTORY_LENGTH = 100
 
@@ -59,6 +60,11 @@ class ImputationRecord:
         if BASE in self.input_paths:
             return not any(overlap(path, hidden) for hidden in self.hidden_paths)
         return any(overlap(path, source) for source in self.input_paths)
+
+    @property
+    def trained(self) -> bool:
+        """Whether there is something to train: a loss, or a trainer with steps of its own."""
+        return self.spec.get("loss") is not None or self.spec.get("trainer") is not None
 
     @property
     def watched(self) -> bool:
@@ -124,14 +130,6 @@ def input_paths_of(
     return tuple(
         output_path((key,), features[key]) if key in features else key for key in as_paths(keys)
     )
-
-
-def default_name(command: CreateImputation) -> str:
-    """`<target_key>_from_<model_key>`, with what a name may not have replaced by `_`."""
-    parts = ["_".join(as_paths(keys)) for keys in (command.target_key, command.model_key)]
-    text = "_from_".join(parts)
-    cleaned = "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "_" for c in text)
-    return cleaned.lstrip("_-0123456789")[:63] or "imputation"
 
 
 class Imputations:
@@ -356,7 +354,7 @@ def record_of(
         )
     return ImputationRecord(
         collection=command.collection,
-        name=command.name or default_name(command),
+        name=command.name or imputation_name(command.target_key, command.model_key),
         kind="imputation",
         spec={**spec, "pins": dict(pins)},
         input_paths=input_paths_of(keys, command.features),

@@ -20,6 +20,7 @@ from pymongo.errors import PyMongoError
 
 from superduper.imputations.fit import FitContext, fit
 from superduper.imputations.hosting import open_hosts
+from superduper.imputations.housekeeping import Housekeeping
 from superduper.imputations.imputation import Imputations
 from superduper.imputations.watch import WatchService
 from superduper.jobs.worker import Worker
@@ -43,7 +44,8 @@ def build_worker(database: Database[Any]) -> Worker:
     imputations = Imputations(database)
     context = FitContext(database, registry, artifacts, imputations)
     watch = WatchService(database, registry, functools.partial(open_hosts, registry), imputations)
-    return Worker(database, {"fit": functools.partial(fit, work=context)}, [watch])
+    house = Housekeeping(artifacts, context.checkpoints)
+    return Worker(database, {"fit": functools.partial(fit, work=context)}, [watch, house])
 
 
 class Workers:

@@ -274,6 +274,14 @@ class RunningJob:
             logger.warning("the progress of job %s cannot be shown just now: %s", self.id, error)
         self.check()
 
+    def advanced(self) -> None:
+        """What is done so far will not be done again: earlier attempts no longer count.
+
+        A job that is killed again and again ends at last, and one that gets further does not.
+        """
+        self._take_in(self._update({"$set": {"attempts": 1}}))
+        self.attempts = 1
+
     def _renew(self) -> bool:
         return self._take_in(self._update([{"$set": {"expires_at": self._queue.expiry()}}]))
 

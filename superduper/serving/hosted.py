@@ -161,6 +161,12 @@ def check_component(kind: str, component: Any) -> None:
     if kind == "trainer":
         if not is_class:
             raise InvalidInput(f"a trainer must be a class, not an instance of {name}")
+    elif kind == "optimizer":
+        if not callable(component):
+            raise InvalidInput(f"an optimizer must be a class or a function; {name} is neither")
+    elif kind == "policy":
+        if not callable(component) and not hasattr(component, "state_dict"):
+            raise InvalidInput(f"a policy must be an instance or subclass of Policy; {name} is not")
     elif kind == "encoder":
         if not all(callable(getattr(component, part, None)) for part in ("encode", "decode")):
             raise InvalidInput(f"an encoder needs the methods encode and decode; {name} has not")

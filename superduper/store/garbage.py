@@ -51,7 +51,7 @@ def collect(database: Database[Any], bucket: str, min_age_hours: float) -> int:
         if _remove(files, file["_id"], lambda blob: records.find_one({"blob": blob}) is not None):
             chunks.delete_many({"files_id": file["_id"]})
             removed += 1
-    return removed + _remove_torn(files, chunks, moment)
+    return removed + remove_torn(files, chunks, moment)
 
 
 def _remove(documents: Documents, key: Any, is_named: Callable[[Any], bool]) -> bool:
@@ -64,7 +64,7 @@ def _remove(documents: Documents, key: Any, is_named: Callable[[Any], bool]) -> 
     return documents.delete_one({"_id": key, MARK: True}).deleted_count == 1
 
 
-def _remove_torn(files: Documents, chunks: Documents, moment: datetime.datetime) -> int:
+def remove_torn(files: Documents, chunks: Documents, moment: datetime.datetime) -> int:
     """Remove the chunks of uploads that a crash interrupted: they have no file."""
     removed = 0
     for chunk in chunks.find({"n": 0, "files_id": {"$lt": ObjectId.from_datetime(moment)}}):

@@ -19,12 +19,10 @@ import torch
 from safetensors.torch import load, save
 
 from superduper.errors import InvalidInput, NotReady
+from superduper.training.checkpoint_files import MANIFEST, PARTS, PREFIX, manifest
 from superduper.training.policies import Policy
 
 logger = logging.getLogger(__name__)
-
-PREFIX = "checkpoint-"
-PARTS = ("state.json", "tensors.safetensors")
 
 
 class Checkpoints:
@@ -57,8 +55,7 @@ class Checkpoints:
         for name, data in zip(PARTS, packed(state), strict=True):
             _write(unfinished / name, data)
             hashes[name] = sha256(data).hexdigest()
-        manifest = {"step": step, "sha256": hashes, "lasting": lasting}
-        _write(unfinished / "manifest.json", json.dumps(manifest).encode())
+        _write(unfinished / MANIFEST, manifest(step, hashes, lasting=lasting))
         _flush(unfinished)
         final = self.folder / f"{PREFIX}{step}"
         shutil.rmtree(final, ignore_errors=True)
@@ -113,16 +110,16 @@ class Checkpointing(Policy):
 def _is_lasting(path: Path) -> bool:
     """Whether a checkpoint is kept for good; a damaged one is not."""
     try:
-        return bool(json.loads((path / "manifest.json").read_bytes()).get("lasting"))
+        return bool(json.loads((path / MANIFEST).read_bytes()).get("lasting"))
     except (OSError, ValueError):
         return False
 
 
 def _read(path: Path) -> dict[str, Any]:
-    manifest = json.loads((path / "manifest.json").read_bytes())
+    written = json.loads((path / MANIFEST).read_bytes())
     parts = [(path / name).read_bytes() for name in PARTS]
     for name, data in zip(PARTS, parts, strict=True):
-        if sha256(data).hexdigest() != manifest["sha256"][name]:
+        if sha256(data).hexdigest() != written["sha256"][name]:
             raise ValueError(f"{name} is not what was written")
     state: dict[str, Any] = unpacked(*parts)
     return state

@@ -62,7 +62,7 @@ class NamedPolicies(Policy):
 
     def step_finished(self, engine: "Engine", result: StepResult, **arguments: Any) -> None:
         """Pass it on, in both vocabularies."""
-        loss = result.frame["loss"]
+        loss = _loss_of(result)
         self.train_losses.append(loss)
         arguments |= {"engine": engine, "result": result, "loss": loss}
         arguments["iteration"] = engine.cursor.batch - 1
@@ -124,6 +124,14 @@ class NamedPolicies(Policy):
         for name, memory in self._memories.items():
             if name in state["policies"]:
                 memory.load_state_dict(state["policies"][name])
+
+
+def _loss_of(result: StepResult) -> Any:
+    """What the step of a model of its own returned, or else its losses as numbers."""
+    if "loss" in result.frame:
+        return result.frame["loss"]
+    losses = {name: float(loss) for name, loss in result.losses.items()}
+    return losses["loss"] if list(losses) == ["loss"] else losses
 
 
 class _Memory:

@@ -1,6 +1,7 @@
 """Optimizers by name: any of `torch.optim`, in whatever case it is written."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,16 +20,20 @@ _OTHER_KERNELS = {"foreach", "fused", "capturable", "differentiable"}
 
 
 def optimizer_of(
-    spec: str | Mapping[str, Any], parameters: Iterable[torch.nn.Parameter], lr: float
+    spec: str | Mapping[str, Any],
+    parameters: Iterable[torch.nn.Parameter],
+    lr: float,
+    registered: Callable[..., Any] | None = None,
 ) -> torch.optim.Optimizer:
     """The optimizer a specification asks for: a name, or `{"name": ..., "arguments": {...}}`.
 
-    `lr` is used where the arguments do not have their own.
+    `registered` makes it where the name is not one of torch's. `lr` is used where the arguments do
+    not have their own.
     Raises InvalidInput for an unknown name, wrong arguments, or a model with nothing to train.
     """
     name = spec if isinstance(spec, str) else str(spec["name"])
     arguments = {} if isinstance(spec, str) else dict(spec.get("arguments") or {})
-    factory = _CLASSES.get(name.lower())
+    factory = registered or _CLASSES.get(name.lower())
     if factory is None:
         known = ", ".join(sorted(_CLASSES))
         raise InvalidInput(
@@ -39,14 +44,48 @@ def optimizer_of(
         raise InvalidInput(
             "the model has no parameters to train: leave out `loss` to use it as it is"
         )
+    if _takes_rate(factory):
+        arguments = {"lr": lr, **arguments}
     try:
-        return factory(trained, **{"lr": lr, **_fused(factory, trained, arguments), **arguments})
+        own = {} if registered else _fused(factory, trained, arguments)
+        made = factory(trained, **{**own, **arguments})
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"optimizer {name!r} refused its arguments: {error}") from error
+    if not isinstance(made, torch.optim.Optimizer):
+        raise InvalidInput(f"optimizer {name!r} made a {type(made).__name__}, no torch optimizer")
+    check_trained({name: made}, trained)
+    return made
+
+
+def _takes_rate(factory: Callable[..., Any]) -> bool:
+    """Whether a learning rate is to be passed: a partial may have its own already."""
+    if "lr" in getattr(factory, "keywords", {}):
+        return False
+    parameters = inspect.signature(factory).parameters.values()
+    return any(each.name == "lr" or each.kind is each.VAR_KEYWORD for each in parameters)
+
+
+def check_trained(
+    optimizers: Mapping[str, torch.optim.Optimizer], trained: Iterable[torch.nn.Parameter]
+) -> None:
+    """Raise InvalidInput if what an optimizer trains is not the model's."""
+    mine = {id(parameter) for parameter in trained}
+    for name, optimizer in optimizers.items():
+        others = sum(
+            id(parameter) not in mine
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.requires_grad
+        )
+        if others:
+            raise InvalidInput(
+                f"{name} has {others} parameters that are not the model's: an optimizer of another "
+                "model? What is trained beside the model has to be a part of it"
+            )
 
 
 def _fused(
-    factory: type[torch.optim.Optimizer],
+    factory: Callable[..., Any],
     trained: Sequence[torch.nn.Parameter],
     arguments: Mapping[str, Any],
 ) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from superduper.store.mongo import server_now_ms
 
 # A run's history stays far below a document's size limit: of longer ones the latest rows are kept.
 HISTORY_ROWS = 5_000
+# A run in a list comes without its history.
+_SHORT = {"history": 0, "steps": 0}
 
 Listing = list[dict[str, Any]]
 
@@ -34,6 +36,7 @@ class Runs:
                 "weights": None,
                 "model_version": None,
                 "history": [],
+                "steps": [],
                 "best": None,
                 "metrics": {},
                 "skipped": {"count": 0, "first": []},
@@ -55,11 +58,28 @@ class Runs:
         """Set fields of a run."""
         self.documents.update_one({"_id": run_id}, {"$set": fields})
 
-    def append(self, run_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add rows to a run's history."""
-        if rows:
-            pushed = {"$each": [dict(row) for row in rows], "$slice": -HISTORY_ROWS}
-            self.documents.update_one({"_id": run_id}, {"$push": {"history": pushed}})
+    def append(
+        self,
+        run_id: str,
+        rows: Sequence[Mapping[str, Any]],
+        steps: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Add rows to a run's history: of epochs, and of steps."""
+        pushed = {
+            key: {"$each": [dict(row) for row in added], "$slice": -HISTORY_ROWS}
+            for key, added in (("history", rows), ("steps", steps))
+            if added
+        }
+        if pushed:
+            self.documents.update_one({"_id": run_id}, {"$push": pushed})
+
+    def take_over(self, run_id: str, earlier: str, step: int) -> None:
+        """Give a run the history that another one, from which it goes on, had up to a step."""
+        past = self.get(earlier)
+        kept = {
+            key: [row for row in past[key] if row["step"] <= step] for key in ("history", "steps")
+        }
+        self.update(run_id, resumed_from={"run": earlier, "step": step}, **kept)
 
     def finish(self, run_id: str, status: str, **fields: Any) -> None:
         """Record how a run ended: succeeded, failed or cancelled."""
@@ -68,7 +88,7 @@ class Runs:
 
     def abandon(self, job_id: str, reason: str) -> Listing:
         """Mark what earlier attempts of a job left running as failed; answer all, oldest first."""
-        left = list(self.documents.find({"job": job_id}, {"history": 0}).sort("started_at", 1))
+        left = list(self.documents.find({"job": job_id}, _SHORT).sort("started_at", 1))
         for run in left:
             self.finish(run["_id"], "failed", error={"type": "Abandoned", "message": reason})
         return left
@@ -86,18 +106,18 @@ class Runs:
     def of_version(self, imputation: str, version: int) -> dict[str, Any] | None:
         """The finished run that made a version of an imputation, without its history."""
         made = {"imputation": imputation, "version": version, "status": "succeeded"}
-        found = self.documents.find_one(made, {"history": 0})
+        found = self.documents.find_one(made, _SHORT)
         return None if found is None else dict(found)
 
     def of_imputation(self, imputation: str, limit: int = 50) -> Listing:
         """The runs of an imputation without their histories, newest first."""
-        found = self.documents.find({"imputation": imputation}, {"history": 0})
+        found = self.documents.find({"imputation": imputation}, _SHORT)
         return [dict(run) for run in found.sort([("started_at", -1), ("_id", 1)]).limit(limit)]
 
     def list(self, collection: str | None = None, limit: int = 50) -> Listing:
         """Runs without their histories, newest first."""
         filter = {} if collection is None else {"collection": collection}
-        found = self.documents.find(filter, {"history": 0}).sort([("started_at", -1), ("_id", 1)])
+        found = self.documents.find(filter, _SHORT).sort([("started_at", -1), ("_id", 1)])
         return [dict(run) for run in found.limit(limit)]
 
     def highscores(
@@ -113,7 +133,7 @@ class Runs:
             filter["collection"] = collection
         if metric is not None:
             filter[f"metrics.{metric}"] = {"$exists": True}
-        found = self.documents.find(filter, {"history": 0}).sort("started_at", -1).limit(10 * limit)
+        found = self.documents.find(filter, _SHORT).sort("started_at", -1).limit(10 * limit)
         groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for run in found:
             by = metric or run["settings"]["watch"]

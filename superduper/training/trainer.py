@@ -24,6 +24,7 @@ from superduper.training.graph import Graph, Node
 from superduper.training.interrupts import SaveOnInterrupt
 from superduper.training.loaders import LoaderSource
 from superduper.training.multiple_optimizers import MultipleOptimizers
+from superduper.training.optimizers import check_trained
 from superduper.training.policies import NaNStop, Policy
 from superduper.training.precision import compile_module, device_of
 from superduper.training.run_folder import RunFolder
@@ -68,7 +69,10 @@ class Trainer:
         self.parent = parent
         self.config = run_config(config)
         self.folder = RunFolder(self.config["model_dir"])
-        _check_optimizers(self.model, self._optimizers())
+        trained = [each for each in model.parameters() if each.requires_grad]
+        if not trained:
+            raise InvalidInput(f"{type(model).__name__} has no parameters to train")
+        check_trained(self._optimizers(), trained)
         if self.config["device"]:
             self.model.to(device_of(self.config["device"]))
         if self.config["compile"]:
@@ -81,6 +85,16 @@ class Trainer:
         )
 
     # What a subclass may override.
+
+    @classmethod
+    def make_optimizer(
+        cls, model: torch.nn.Module, lr: float
+    ) -> torch.optim.Optimizer | MultipleOptimizers | None:
+        """What trains a model where nobody gives an optimizer: in the fit of an imputation.
+
+        None leaves it to the imputation's `optimizer`.
+        """
+        return None
 
     def train_batch(self, *batch: Any) -> Mapping[str, Any]:
         """A step of training on a batch; answers sums over the batch."""
@@ -138,7 +152,10 @@ class Trainer:
         with record.locked():
             checkpoints = Checkpoints(self.folder.checkpoints)
             interrupts = SaveOnInterrupt(checkpoints)
-            engine = Engine(self._plan(), self._run_policies(checkpoints, interrupts))
+            engine = Engine(
+                Plan([self.stage()], self.config["seed"]),
+                self._run_policies(checkpoints, interrupts),
+            )
             record.begin(self.model, self._data(), self.parent)
             state = checkpoints.latest()
             if state is not None:
@@ -151,7 +168,7 @@ class Trainer:
 
     def test(self, loader: Any = None) -> dict[str, float]:
         """What `evaluate_batch` measures on the test loader, per record."""
-        stage = self._plan().stages[0]
+        stage = self.stage()
         self._objective.begin_validation()
         source = LoaderSource(loader or self.test_loader, self.config["seed"], "test")
         return evaluate(stage, source)
@@ -176,12 +193,13 @@ class Trainer:
         finally:
             self._records.close()
 
-    def _plan(self) -> Plan:
+    def stage(self) -> Stage:
+        """What the engine is given: the steps, the data, the optimizers."""
         seed = self.config["seed"]
         validation = None
         if self.validate_loader is not None:
             validation = LoaderSource(self.validate_loader, seed, "validate")
-        stage = Stage(
+        return Stage(
             graph=Graph([Node("model", self.model, (), ())]),
             objective=self._objective,
             source=LoaderSource(self.train_loader, seed, "train"),
@@ -190,7 +208,6 @@ class Trainer:
             max_epochs=self.config["n_epochs"],
             validate_first=False,
         )
-        return Plan([stage], seed)
 
     def _run_policies(self, checkpoints: Checkpoints, interrupts: Policy) -> list[Policy]:
         """In the order that matters: first look, then record, then save, then leave."""
@@ -240,24 +257,3 @@ class Trainer:
             )
         log_prob: torch.Tensor = predicted.log_prob(labels)
         return log_prob
-
-
-def _check_optimizers(
-    model: torch.nn.Module, optimizers: Mapping[str, torch.optim.Optimizer]
-) -> None:
-    """Raise InvalidInput if there is nothing to train, or what is trained is not the model's."""
-    mine = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
-    if not mine:
-        raise InvalidInput(f"{type(model).__name__} has no parameters to train")
-    for name, optimizer in optimizers.items():
-        others = sum(
-            id(parameter) not in mine
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.requires_grad
-        )
-        if others:
-            raise InvalidInput(
-                f"{name} has {others} parameters that are not the model's: an optimizer of another "
-                "model? What is trained beside the model has to be a part of it"
-            )

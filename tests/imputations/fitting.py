@@ -10,6 +10,7 @@ from superduper import commands
 from superduper.command import build
 from superduper.fields import codec
 from superduper.fields.sealing import seal
+from superduper.handlers.imputations import pins_of
 from superduper.imputations.fit import FitContext, fit
 from superduper.imputations.imputation import ImputationRecord, Imputations, record_of
 from superduper.jobs.queue import Queue, RunningJob
@@ -95,16 +96,7 @@ class Fitting:
             **settings,
         }
         command = build(commands.CreateImputation, collection=self.collection, **chosen)
-        pins: dict[str, Any] = {"model": 1, "metrics": {name: 1 for name in command.metrics}}
-        if command.loss:
-            pins["loss"] = 1
-        if command.target:
-            kinds = ("function", "model")
-            listed = {kind: self.registry.list(self.collection, kind) for kind in kinds}
-            kind = next(
-                kind for kind in kinds if any(c["name"] == command.target for c in listed[kind])
-            )
-            pins["target"] = {"kind": kind, "version": 1}
+        pins = pins_of(self.registry, command)
         return self.imputations.create(record_of(command, pins, now=1, author="test"))
 
     def claim(self, record: ImputationRecord) -> RunningJob:
