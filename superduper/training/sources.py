@@ -102,7 +102,8 @@ class IndexSource:
 def split(part: Any, sizes: list[int]) -> Sequence[Any]:
     """A frame, or a part of one, cut into batches of these sizes. They share its memory."""
     if isinstance(part, torch.Tensor):
-        return torch.split(part, sizes)
+        # Detached: autograd lets nobody change one of several views of a tensor in its place.
+        return [each.detach() for each in torch.split(part, sizes)]
     if isinstance(part, Mapping):
         rows = zip(*(split(value, sizes) for value in part.values()), strict=True)
         return [dict(zip(part, row, strict=True)) for row in rows]

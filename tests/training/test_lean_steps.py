@@ -89,6 +89,17 @@ def test_small_batches_are_gathered_many_at_a_time_and_large_ones_one_by_one() -
             assert batch.n == len(y)
 
 
+def test_a_model_may_change_its_batch_in_its_place() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    source = IndexSource(45, lambda index: {"x": X.index_select(0, index)}, 8)
+    for batch in source.batches(0):
+        x = batch.frame["x"]
+        x *= weight
+        x.sum().backward()
+    assert torch.equal(weight.grad, X.sum(0))  # type: ignore[arg-type]
+    assert torch.equal(next(source.batches(0)).frame["x"], X[:8])
+
+
 def test_adam_is_one_kernel_unless_another_is_asked_for() -> None:
     layer = torch.nn.Linear(2, 2)
     asked = {"name": "adam", "arguments": {"foreach": True}}
