@@ -34,6 +34,11 @@ SETTINGS = (
     Setting("HOME", "~/.superduper", "Keys and other things that are not data (mode 0700)."),
     Setting("STORE", "auto", "The embedded store's server: auto, mongod, secantus-rust, secantus."),
     Setting("CHILD_MEMORY_MB", "8192", "MiB of memory for a process that runs user code."),
+    Setting(
+        "MODELS_MEMORY_MB",
+        "16384",
+        "MiB for the models that a process keeps loaded; the least recently used go first.",
+    ),
     Setting("PREDICT_TIMEOUT", "30", "Seconds a prediction may take before its process is ended."),
     Setting("BODY_LIMIT_MB", "64", "Largest request body the server accepts, in MiB."),
     Setting("TOKEN_RATE", "2000", "Requests a second that a server takes from one token."),

@@ -19,6 +19,7 @@ from superduper_server.docs_page import add_docs
 from superduper_server.fast import FastDoor, FastPath
 from superduper_server.health import Readiness, add_health
 from superduper_server.limits import BodyLimit, Limits
+from superduper_server.model_figures import ModelFigures
 from superduper_server.observe import Figures, Front, RequestIds
 from superduper_server.routes import PREDICTIONS, Router, command_endpoints, registering
 from superduper_server.shares import Shares
@@ -43,6 +44,7 @@ def build_app(
     backend = Backend.of(service, limits)
     app = _bare_app(backend)
     router, figures = Router(app, backend), Figures()
+    figures.registry.register(ModelFigures(service.context.hosts))
     router.table["GET", "/openapi.json"] = None
     endpoints = [*command_endpoints(backend), *admin_endpoints(backend)]
     # Routes are tried in order: what is asked most often, and most in a hurry, comes first.

@@ -7,6 +7,7 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect
 
+from superduper.imputations import readiness
 from superduper.service import Service
 from superduper.store.mongo import database_errors
 from superduper_server.limits import Limits
@@ -48,16 +49,18 @@ class Backend:
             core=Predictions(service, limits.predict_seconds),
         )
 
-    async def ping(self, seconds: float) -> None:
-        """Ask the database for a sign of life.
+    async def troubles(self, seconds: float) -> list[str]:
+        """Why what should be filled is not; empty if all is well.
 
-        Raises NotReady if it does not answer, TimedOut if not in time.
+        Raises NotReady if the database does not answer, TimedOut if not in time.
         """
-        await self.control.run(self._ping, seconds=seconds)
+        return await self.control.run(self._troubles, seconds=seconds)
 
-    def _ping(self) -> None:
+    def _troubles(self) -> list[str]:
+        database = self.service.context.database
         with database_errors():
-            self.service.context.database.command("ping")
+            database.command("ping")
+            return readiness.troubles(database)
 
     def stop(self) -> None:
         """Begin no more: what was begun may end."""

@@ -42,11 +42,10 @@ class Readiness:
 
     async def _ask(self) -> list[str]:
         try:
-            await self.backend.ping(PING_SECONDS)
+            return await self.backend.troubles(PING_SECONDS)
         except SuperduperError:
             # Everybody may ask, so the answer does not say where the database is.
             return ["the database does not answer"]
-        return []
 
 
 def add_health(router: Router, figures: Figures, readiness: Readiness) -> None:

@@ -22,13 +22,14 @@ from superduper_server import bodies, v2_tensors
 from superduper_server.backend import Backend
 from superduper_server.bodies import JSON
 from superduper_server.health import Readiness
+from superduper_server.model_figures import statistics_of
 from superduper_server.models import V2_PATH, place_of
 from superduper_server.openapi import error_answers
 from superduper_server.routes import Router, predicting
 from superduper_server.v2_format import Signature
 from superduper_server.v2_tensors import datatype_of
 
-EXTENSIONS = ("binary_tensor_data", "model_repository", "model_configuration")
+EXTENSIONS = ("binary_tensor_data", "model_repository", "model_configuration", "statistics")
 PLATFORM = "superduper"
 MODEL_PATH = "/v2/models/{model}"
 VERSION_PATH = f"{MODEL_PATH}/versions/{{version}}"
@@ -97,6 +98,18 @@ class Repository:
             "inputs": [_described(tensor) for tensor in signature.inputs],
             "outputs": [_described(tensor) for tensor in signature.outputs],
         }
+
+    def statistics(self, model: str | None, version: str | None) -> dict[str, Any]:
+        """What was counted of one model, or of all, while they are loaded on this server."""
+        wanted = None if model is None else self.find(model, version)
+        rows = []
+        for state in self._hosts.states():
+            head, _, number = state.id.rpartition("@")
+            collection, _, name = head.split("/")
+            is_wanted = wanted is None or head == wanted.id.rpartition("@")[0]
+            if is_wanted and (version is None or version == number):
+                rows.append(statistics_of(f"{collection}.{name}", state))
+        return {"model_stats": rows}
 
     def config(self, model: str, version: str | None) -> dict[str, Any]:
         """The same in the words of the model configuration extension."""
@@ -199,10 +212,16 @@ def _add_models(router: Router, repository: Repository) -> None:
 
         return answer
 
+    async def all_statistics(request: Request) -> Response:
+        return _json(await _run(backend, lambda: repository.statistics(None, None)))
+
+    summary = "What was counted of every model."
+    _add(router, "GET", "/v2/models/stats", all_statistics, "reader", "v2_stats", summary)
     for path, of in ((MODEL_PATH, "model"), (VERSION_PATH, "version")):
         for method, rest, answer, name, summary in (
             ("GET", "", told(repository.metadata), "metadata", "What a model takes and gives."),
             ("GET", "/ready", ready, "ready", "Whether a model can answer."),
+            ("GET", "/stats", told(repository.statistics), "stats", "What was counted of a model."),
             ("GET", "/config", told(repository.config), "config", "A model's configuration."),
             (
                 "POST",

@@ -16,7 +16,7 @@ from superduper.imputations.provenance import BASE
 from superduper.imputations.revert import revert_version
 from superduper.imputations.states import States, preview
 from superduper.jobs.worker import alive_workers
-from superduper.store.registry import Registry
+from superduper.store.registry import Registry, head_id
 
 FIT = "fit"
 # Where a record's pins keep the versions of components that are named more than once or not at all.
@@ -261,6 +261,7 @@ def rollback(context: Context, command: commands.RollbackImputation, author: str
 def _activate(
     context: Context, command: commands.OnImputation, version: int, author: str, reason: str
 ) -> dict[str, Any]:
+    _warm(context, context.imputations.get(command.collection, command.name), version)
     context.imputations.activate(
         command.collection, command.name, version, by=author, reason=reason, now=context.now()
     )
@@ -269,6 +270,16 @@ def _activate(
     model, model_version = record.active_component
     context.registry.set_live(command.collection, "model", model, model_version)
     return shown(context, record)
+
+
+def _warm(context: Context, record: ImputationRecord, version: int) -> None:
+    """Load what is to be live while the version before it still answers, if that is in use here."""
+    if record.active_component is None:
+        return
+    model, live = record.active_component
+    if context.hosts.is_loaded(f"{head_id(record.collection, 'model', model)}@{live}"):
+        wanted = context.imputations.model_version(record, version)
+        context.hosts.load(context.registry.get(record.collection, "model", model, wanted))
 
 
 def revert(context: Context, command: commands.RevertVersion) -> dict[str, Any]:

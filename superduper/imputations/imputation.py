@@ -277,7 +277,7 @@ class Imputations:
         """
         record = self.get(collection, name)
         if model_version is None:
-            model_version = self._model_version(record, version)
+            model_version = self.model_version(record, version)
         at = now if now is not None else self._now()
         entry = {"version": version, "at": at, "by": by, "reason": reason}
         self.documents.update_one(
@@ -293,7 +293,11 @@ class Imputations:
             },
         )
 
-    def _model_version(self, record: ImputationRecord, version: int) -> int:
+    def model_version(self, record: ImputationRecord, version: int) -> int:
+        """The version of the model behind a version of an imputation.
+
+        Raises NotFound if there is no such version.
+        """
         run = self.database["superduper.runs"].find_one(
             {"imputation": record.id, "version": version, "status": "succeeded"},
             {"model_version": 1},

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from superduper.errors import ChildDied, NotReady, SuperduperError, TimedOut, TooManyRequests
+from superduper.serving.figures import Figures
 
 WAIT_SHARE = 0.2
 NEWEST_SHARE = 0.2  # of the newest batch in the running mean of what a batch takes
@@ -43,6 +44,7 @@ class Request:
     done: Done
     owner: str = ""
     cancelled: bool = False
+    put_at: float = 0.0
 
     def cancel(self) -> None:
         """Nobody waits any more: if its turn has not come, it is not run."""
@@ -98,7 +100,9 @@ class Batcher:
         max_queue: int = 256,
         timeout: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
+        figures: Figures | None = None,
     ) -> None:
+        self.figures = figures or Figures()
         self._host = host
         self._name = name
         self._max_rows = max_batch_size
@@ -148,6 +152,7 @@ class Batcher:
                     f"{self._waiting.count} requests are waiting for model {self._name!r}: "
                     "try again in a moment"
                 )
+            request.put_at = self._clock()
             self._waiting.put(request)
             is_enough = self._waiting.rows >= self._wanted
             if self._thread is None:
@@ -156,6 +161,11 @@ class Batcher:
                 self._thread.start()
             elif is_enough:  # else its thread is busy, or would wake up only to wait again
                 self._changed.notify()
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for their turn."""
+        return self._waiting.count
 
     def close(self, *, finish: bool = False) -> None:
         """Take no more requests; those that wait get NotReady, or with `finish` their answers.
@@ -167,7 +177,7 @@ class Batcher:
             left = [] if finish else self._waiting.take(sys.maxsize)
             self._changed.notify()
             thread = self._thread
-        _fail(left, NotReady(f"model {self._name!r} has been closed"))
+        self._fail(left, NotReady(f"model {self._name!r} has been closed"))
         if thread is not None:
             thread.join()
 
@@ -200,22 +210,25 @@ class Batcher:
 
     def _run(self, batch: list[Request]) -> None:
         live = self._in_time([request for request in batch if not request.cancelled])
+        queue, now = self.figures.stages["queue"], self._clock()
+        for request in live:
+            queue.add(now - request.put_at)
         try:
             self._answer(live)
         except ChildDied as error:
             if len(live) == 1:
-                _fail(live, error)
+                self._fail(live, error)
                 return
             for request in live:  # one of them ended the process: only that one gets the error
                 self._answer_alone(request)
         except Exception as error:  # whatever it is, every caller must hear of it
-            _fail(live, error)
+            self._fail(live, error)
 
     def _in_time(self, requests: list[Request]) -> list[Request]:
         now = self._clock()
         text = f"the request waited too long for its turn at model {self._name!r}"
         late = [request for request in requests if request.deadline <= now]
-        _fail(late, TimedOut(text))
+        self._fail(late, TimedOut(text))
         return [request for request in requests if request.deadline > now]
 
     def _answer_alone(self, request: Request) -> None:
@@ -223,12 +236,13 @@ class Batcher:
         try:
             self._answer(live)
         except Exception as error:
-            _fail(live, error)
+            self._fail(live, error)
 
     def _answer(self, requests: list[Request]) -> None:
         if not requests:
             return
         values = [value for request in requests for value in request.values]
+        self.figures.rows.add(len(values))
         outcomes = self._host.predict(values, self._timeout)
         if len(outcomes) != len(values):
             raise SuperduperError(
@@ -240,7 +254,7 @@ class Batcher:
             request.done(outcomes[start:stop])
             start = stop
 
-
-def _fail(requests: list[Request], error: Exception) -> None:
-    for request in requests:
-        request.done(error)
+    def _fail(self, requests: list[Request], error: Exception) -> None:
+        self.figures.failed += len(requests)
+        for request in requests:
+            request.done(error)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from bson import Binary
 
 from superduper.errors import ChildDied, NotReady, SuperduperError, TimedOut, UserCodeError
+from superduper.serving.figures import Figures
 
 Payload = Mapping[str, Any]
 
@@ -57,8 +58,10 @@ class ModelHost:
         name: str,
         launch: Launch,
         clock: Callable[[], float] = time.monotonic,
+        figures: Figures | None = None,
     ) -> None:
         self.name = name
+        self._figures = figures or Figures()
         self.details: dict[str, Any] = {}
         self._payload = payload
         self._child = launch(f"model {name}")
@@ -86,6 +89,11 @@ class ModelHost:
         return self._loaded and self._child.alive
 
     @property
+    def memory_mb(self) -> int:
+        """What the child took once it had loaded the model; 0 while it has not."""
+        return int(self.details.get("memory_mb", 0)) if self.is_loaded else 0
+
+    @property
     def closed(self) -> bool:
         """Whether `close` has been called."""
         return self._closed.is_set()
@@ -107,6 +115,8 @@ class ModelHost:
             self._setbacks.add(error)
             raise
         self._setbacks.clear()
+        for stage, seconds in answer.get("seconds", {}).items():
+            self._figures.stages[stage].add(seconds)
         outcomes: list[dict[str, Any]] = answer["outcomes"]
         return outcomes
 

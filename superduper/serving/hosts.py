@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from superduper import settings
 from superduper.errors import NotReady
 from superduper.serving.batcher import Batcher, Outcomes, Request
+from superduper.serving.figures import Figures, ModelState
 from superduper.serving.host import Launch, ModelHost, Payload
 
 
@@ -53,6 +54,7 @@ class Hosts:
         self._registry = registry
         self._launch = launch
         self._max_hosts = max_hosts
+        self._memory_mb = settings.get_number("MODELS_MEMORY_MB")
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._retiring: list[tuple[_Entry, threading.Thread]] = []
         self._lock = threading.Lock()
@@ -76,6 +78,15 @@ class Hosts:
         """Have a request answered through its `done`; see `Batcher.put`. Never blocks for long."""
         with self._lock:
             self._entry(component).batcher.put(request)
+
+    def states(self) -> list[ModelState]:
+        """The models that are loaded, or about to be."""
+        with self._lock:
+            entries = list(self._entries.items())
+        return [
+            ModelState(id, entry.batcher.figures, entry.batcher.waiting, entry.host.memory_mb)
+            for id, entry in entries
+        ]
 
     def is_loaded(self, component_id: str) -> bool:
         """Whether a model's process is there and has it loaded."""
@@ -130,13 +141,23 @@ class Hosts:
             raise NotReady("the model hosts have been closed")
         entry = self._entries.get(component.id)
         if entry is None:
-            host = ModelHost(lambda: self._registry.payload(component), component.id, self._launch)
-            batcher = Batcher(host, component.id, **batching(component))
+            figures = Figures()
+            host = ModelHost(
+                lambda: self._registry.payload(component),
+                component.id,
+                self._launch,
+                figures=figures,
+            )
+            batcher = Batcher(host, component.id, figures=figures, **batching(component))
             entry = self._entries[component.id] = _Entry(host, batcher)
-            if len(self._entries) > self._max_hosts:
+            while len(self._entries) > 1 and self._is_crowded():
                 self._retire(self._entries.popitem(last=False)[1])
         self._entries.move_to_end(component.id)
         return entry
+
+    def _is_crowded(self) -> bool:
+        used = sum(entry.host.memory_mb for entry in self._entries.values())
+        return len(self._entries) > self._max_hosts or used > self._memory_mb
 
     def _retire(self, entry: _Entry) -> None:
         thread = threading.Thread(target=entry.retire, name="retire model host", daemon=True)

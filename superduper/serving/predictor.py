@@ -18,6 +18,7 @@ samples differ in form or datatype run in batches of their own. Runs where user 
 import functools
 import inspect
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,6 +86,8 @@ class Predictor:
         self._postprocess_batch = None if postprocess else _method(model, "postprocess_batch")
         self._confidence = _method(model, "confidence")
         self._runner_up = _method(model, "runner_up")
+        self.seconds: dict[str, float] = {}
+        """How long each stage of the last prediction took."""
         self._is_module = _is_module(model)
         if self._is_module:
             model.to(device)
@@ -101,7 +104,16 @@ class Predictor:
     def predict(self, values: Sequence[Any]) -> list[Outcome]:
         """One outcome for each value, in order. No value makes it raise."""
         with self._evaluating():
-            return self._finished(self._rows(self.samples(values)))
+            samples = self._timed("preprocess", lambda: self.samples(values))
+            rows = self._timed("forward", lambda: self._rows(samples))
+            outcomes: list[Outcome] = self._timed("postprocess", lambda: self._finished(rows))
+            return outcomes
+
+    def _timed(self, stage: str, call: Callable[[], Any]) -> Any:
+        began = time.perf_counter()
+        made = call()
+        self.seconds[stage] = time.perf_counter() - began
+        return made
 
     def outcomes(self, output: Any, count: int) -> list[Outcome]:
         """One outcome for each row of what the model returned for a batch of `count` samples.
@@ -128,7 +140,7 @@ class Predictor:
         with self._evaluating():
             given = self._collate.given_sample(samples, self._weights)
             batch = self._collate.place(given, self.device, self._weights.dtype)
-            return self._collate.call(self.model, batch)
+            return self._timed("forward", lambda: self._collate.call(self.model, batch))
 
     # Before the model ------------------------------------------------------------------------
 

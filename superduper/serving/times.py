@@ -13,6 +13,11 @@ class Times:
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
 
+    @property
+    def count(self) -> int:
+        """How many were counted."""
+        return sum(self._counts)
+
     def add(self, value: float) -> None:
         """Count one."""
         self._counts[bisect_left(self._bounds, value)] += 1

@@ -9,9 +9,12 @@ from fastapi import FastAPI
 from pymongo.database import Database
 from starlette.testclient import TestClient
 
+from superduper.command import build
+from superduper.commands import CreateWatcher
+from superduper.imputations.imputation import Imputations, watcher_of
 from superduper.service import Service
 from superduper.store.embedded import attach
-from superduper.store.mongo import connect_mongo
+from superduper.store.mongo import connect_mongo, server_now_ms
 from superduper_server.app import build_app
 from tests.server.running import BASE_URL
 from tests.waiting import until
@@ -47,6 +50,34 @@ def test_ready_is_honest_when_the_database_is_gone(tmp_path: Path) -> None:
             # Not 401: who knows whether the token is good.
             assert guarded.get("/v1/status", headers=header).status_code == 503
         service.close()
+
+
+def test_ready_is_red_while_nobody_fills(stranger: TestClient, database: Database[Any]) -> None:
+    imputations = Imputations(database)
+    watcher = build(CreateWatcher, collection="docs", name="w", model="m", key="x")
+    record = imputations.create(watcher_of(watcher, {}, now=0, author="tests"))
+
+    def reasons() -> list[str]:
+        answer = stranger.get("/readyz").json()
+        assert answer["ready"] == (not answer["reasons"])
+        return list(answer["reasons"])
+
+    assert reasons() == [], "what has no version yet is not filled"
+    where = {"_id": record.id}
+    imputations.documents.update_one(where, {"$set": {"active": 1}})
+    alone = "no worker follows 1 of the collections that are filled"
+    until(lambda: reasons() == [alone], "nobody follows")
+    now = server_now_ms(database)
+    held = {"owner": "somebody", "expires_at": now + 600_000, "seen_at": now, "lag_ms": 0}
+    streams = database["superduper.watchers"]
+    streams.insert_one({"_id": "stream:docs", **held})
+    until(lambda: reasons() == [], "somebody follows")
+    streams.update_one({}, {"$set": {"lag_ms": 31_000, "seen_at": now - 61_000}})
+    until(lambda: len(reasons()) == 2, "late and silent")
+    assert "more than 30 s behind" in reasons()[0]
+    assert "silent for 60 s" in reasons()[1]
+    imputations.documents.update_one(where, {"$set": {"paused": True}})
+    until(lambda: reasons() == [], "what is paused needs nobody")
 
 
 def test_ready_is_no_more_once_it_stops(app: FastAPI, stranger: TestClient) -> None:

@@ -313,6 +313,26 @@ def test_index_load_and_unload(http: httpx2.Client) -> None:
     assert ready in http.post("/v2/repository/index", json={}).json()
 
 
+def test_figures_of_models(http: httpx2.Client) -> None:
+    for _ in range(2):
+        assert http.post(INFER, json=with_input()).status_code == 200
+    [told] = http.get("/v2/models/docs.double/stats").json()["model_stats"]
+    assert (told["name"], told["version"]) == ("docs.double", "1")
+    assert told["inference_count"] >= told["execution_count"] >= 2
+    stats = told["inference_stats"]
+    assert stats["compute_infer"]["count"] >= 2
+    assert stats["compute_infer"]["ns"] > 0
+    names = {row["name"] for row in http.get("/v2/models/stats").json()["model_stats"]}
+    assert "docs.double" in names
+    text = http.get("/metrics").text
+    model = 'model="docs/model/double@1"'
+    for stage in ("queue", "preprocess", "forward", "postprocess"):
+        assert f'superduper_model_stage_seconds_bucket{{le="+Inf",{model},stage="{stage}"}}' in text
+    assert f"superduper_model_batch_rows_count{{{model}}}" in text
+    assert f"superduper_model_waiting{{{model}}} 0.0" in text
+    assert f"superduper_model_memory_bytes{{{model}}} 0.0" not in text
+
+
 def test_a_version_is_pinned_by_the_path(http: httpx2.Client) -> None:
     answer = http.post("/v2/models/docs.double/versions/1/infer", json=with_input())
     assert answer.json()["model_version"] == "1"

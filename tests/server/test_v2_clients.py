@@ -38,6 +38,7 @@ def test_tritons_client_asks_about_everything(client: triton.InferenceServerClie
     assert client.get_server_metadata()["name"] == "superduper"
     assert client.get_model_metadata("docs.double")["inputs"][0]["datatype"] == "FP32"
     assert client.get_model_config("docs.double")["max_batch_size"] == 64
+    assert client.get_inference_statistics("docs.double")["model_stats"] is not None
     assert {"docs.double", "docs.loose"} <= {
         row["name"] for row in client.get_model_repository_index()
     }

@@ -74,6 +74,19 @@ def test_the_least_recently_used_model_goes(
     assert hosts.predict(models[2], [1.0], timeout=20) == [{"value": 2.0}]
 
 
+def test_what_takes_too_much_memory_goes(
+    registry: Registry, register: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUPERDUPER_MODELS_MEMORY_MB", "1")
+    hosts = open_hosts(registry)
+    models = {factor: register(f"m{factor}", Times(factor)) for factor in (1, 2)}
+    for factor in (1, 2):
+        assert hosts.predict(models[factor], [2.0]) == [{"value": 2.0 * factor}]
+    assert [state.id for state in hosts.states()] == [models[2].id]
+    assert hosts.states()[0].memory_mb > 1
+    hosts.close()
+
+
 def test_sixty_four_threads_get_their_own_answers(
     hosts: Hosts, register: Callable[..., Any]
 ) -> None:

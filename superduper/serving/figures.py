@@ -1,0 +1,32 @@
+"""What is counted of each model that is loaded."""
+
+from dataclasses import dataclass, field
+
+from superduper.serving.times import Times
+
+ROW_BOUNDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0)
+STAGES = ("queue", "preprocess", "forward", "postprocess")
+
+
+@dataclass
+class Figures:
+    """Of one model; written by its batcher's thread."""
+
+    stages: dict[str, Times] = field(default_factory=lambda: {name: Times() for name in STAGES})
+    """Per request for the queue, per batch for the others."""
+
+    rows: Times = field(default_factory=lambda: Times(ROW_BOUNDS))
+    """Rows of each batch."""
+
+    failed: int = 0
+    """Requests that ended with an error."""
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """A model that is loaded, at one moment."""
+
+    id: str
+    figures: Figures
+    waiting: int
+    memory_mb: int
