@@ -33,6 +33,11 @@ SETTINGS = (
     Setting("PORT", "8000", "The port that the server listens on; 0 lets the system choose."),
     Setting("HOME", "~/.superduper", "Keys and other things that are not data (mode 0700)."),
     Setting("STORE", "auto", "The embedded store's server: auto, mongod, secantus-rust, secantus."),
+    Setting(
+        "OPLOG_ENTRIES",
+        "500000",
+        "Changes an embedded store remembers; who was away for more of them scans.",
+    ),
     Setting("CHILD_MEMORY_MB", "8192", "MiB of memory for a process that runs user code."),
     Setting(
         "MODELS_MEMORY_MB",

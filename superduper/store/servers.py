@@ -30,9 +30,8 @@ REPLICA_SET = "superduper"
 # Each commit goes to the operating system: a killed server loses nothing that it acknowledged.
 # SecantusDB's own default loses the last milliseconds.
 DURABLE = "transaction_sync=(enabled=true,method=none)"
-# How far back a change stream can resume, in time and in changes.
+# How far back a change stream can resume; in changes by the setting OPLOG_ENTRIES.
 OPLOG_SECONDS = 86_400
-OPLOG_ENTRIES = 500_000
 
 INTERNAL_ERROR = 1
 ALREADY_INITIALIZED = 23
@@ -58,7 +57,7 @@ class Server:
         options = ["--config", str(config), "--storage-path", str(data), "--log-level", "WARNING"]
         options += ["--host", LOOPBACK, "--port", str(port)]
         options += ["--oplog-retention-seconds", str(OPLOG_SECONDS)]
-        options += ["--oplog-max-entries", str(OPLOG_ENTRIES)]
+        options += ["--oplog-max-entries", str(int(settings.get_number("OPLOG_ENTRIES")))]
         return [*self.program, *options]
 
     def environment(self) -> dict[str, str]:

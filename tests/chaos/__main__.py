@@ -16,10 +16,12 @@ from typing import Any
 from pymongo import MongoClient
 
 from tests.chaos.adversary import Adversary
+from tests.chaos.broken import BREAKS
 from tests.chaos.checker import Checker
 from tests.chaos.place import Place, place, until
 from tests.chaos.users import OPTIONS, User
 
+WORKER = "superduper.imputations.work"
 CONVERGE_SECONDS = 60.0
 QUIET_SECONDS = 3.0
 SHOWN = 20
@@ -27,7 +29,8 @@ SHOWN = 20
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """All of it: what was done, what came of it."""
-    with place() as here:
+    module = f"tests.chaos.broken {options.broken}" if options.broken else WORKER
+    with place(module) as here:
         try:
             return _run_in(here, options)
         finally:
@@ -44,7 +47,9 @@ def _run_in(here: Place, options: argparse.Namespace) -> dict[str, Any]:
     users = _users(here, options)
     for user in users:
         user.start()
-    adversary = Adversary(here, seed=options.seed, kills=options.kills, seconds=options.seconds)
+    adversary = Adversary(
+        here, users, seed=options.seed, kills=options.kills, seconds=options.seconds
+    )
     try:
         until(lambda: any(user.counts["insert"] for user in users), 30, "nobody inserts")
         adversary.run()
@@ -64,7 +69,7 @@ def _run_in(here: Place, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _users(here: Place, options: argparse.Namespace) -> list[User]:
-    share = {"inserts": options.documents // 2, "seconds": options.seconds}
+    share = {"world": here.world, "inserts": options.documents // 2, "seconds": options.seconds}
     return [User(number, here.address, seed=options.seed, **share) for number in range(2)]
 
 
@@ -104,6 +109,7 @@ def main() -> int:
     parser.add_argument("--documents", type=int, default=5_000, help="that the users insert")
     parser.add_argument("--seed", type=int, default=1, help="of users and faults")
     parser.add_argument("--seconds", type=float, default=180.0, help="over which faults are spread")
+    parser.add_argument("--broken", choices=sorted(BREAKS), help="a promise that workers break")
     parser.add_argument("--keep", type=Path, help="a folder to copy the workers' logs to")
     options = parser.parse_args()
     logging.getLogger("superduper").setLevel(logging.ERROR)

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from pymongo import MongoClient
+from pymongo.errors import PyMongoError
 
-from tests.chaos.place import LEASE_SECONDS, Place
-from tests.chaos.users import OPTIONS
+from tests.chaos.place import LEASE_SECONDS, OPLOG_ENTRIES, STORE_SECONDS, Place
+from tests.chaos.users import OPTIONS, User
 
 TICK_SECONDS = 0.05
 WARM_SECONDS = 2.0  # a worker that still starts has nothing to lose
@@ -29,16 +30,19 @@ def plan(kills: int, draw: random.Random) -> list[str]:
     for kind, share in others.items():
         faults += [kind] * max(1, kills // share)
     draw.shuffle(faults)
-    for third in (2, 1):
-        faults.insert(third * len(faults) // 3, "promote")
+    for fifth, kind in enumerate(("drop", "promote", "rename", "promote", "roll")):
+        faults.insert((fifth + 1) * len(faults) // 6, kind)
     return faults
 
 
 class Adversary:
     """Works through a plan of faults."""
 
-    def __init__(self, place: Place, *, seed: int, kills: int, seconds: float) -> None:
+    def __init__(
+        self, place: Place, users: list[User], *, seed: int, kills: int, seconds: float
+    ) -> None:
         self.place = place
+        self.users = users
         self.counts: Counter[str] = Counter()
         self._random = random.Random(seed)
         self._faults = plan(kills, self._random)
@@ -115,13 +119,48 @@ class Adversary:
 
     def _token(self) -> None:
         """Nobody holds the stream while its place is deleted or spoilt."""
+        self._kill_all()
+        token = self._random.choice(BAD_TOKENS)
+        change = {"$unset": {"token": ""}} if token is None else {"$set": {"token": token}}
+        self._database["superduper.watchers"].update_one({"_id": "stream:docs"}, change)
+
+    def _kill_all(self) -> None:
         workers = self.place.workers
         for slot in range(len(workers.processes)):
             self.counts["worker kills"] += workers.kill(slot)
             self._in(0.5, 1.0, lambda slot=slot: workers.start(slot))  # type: ignore[misc]
-        token = self._random.choice(BAD_TOKENS)
-        change = {"$unset": {"token": ""}} if token is None else {"$set": {"token": token}}
-        self._database["superduper.watchers"].update_one({"_id": "stream:docs"}, change)
+
+    def _roll(self) -> None:
+        """While nobody works, so much happens that the history of it is lost."""
+        self._kill_all()
+        noise = self._database["noise"]
+        self._insist(lambda: noise.insert_many([{} for _ in range(2 * OPLOG_ENTRIES)]))
+
+    def _drop(self) -> None:
+        """The collection is dropped; the next insert makes another one of that name."""
+        with self.place.world:
+            self._insist(lambda: self._database["docs"].drop())
+            for user in self.users:
+                user.dropped()
+
+    def _rename(self) -> None:
+        """The collection is renamed, and gets its name back."""
+        names = self._database.list_collection_names
+        with self.place.world:
+            for old, new in (("docs", "aside"), ("aside", "docs")):
+                self._insist(lambda o=old, n=new: o not in names() or self._database[o].rename(n))
+
+    def _insist(self, act: Callable[[], Any]) -> None:
+        """Do what must be done, as often as the store fails to answer."""
+        deadline = time.monotonic() + STORE_SECONDS
+        while True:
+            try:
+                act()
+                return
+            except PyMongoError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(TICK_SECONDS)
 
     def _promote(self) -> None:
         self.place.promote(self._database)

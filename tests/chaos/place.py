@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,13 +26,15 @@ from tests.jobs.proxy import Proxy
 LEASE_SECONDS = 3.0
 PREDICT_SECONDS = 3.0
 STORE_SECONDS = 90.0
+OPLOG_ENTRIES = 2_000
 NAME = "fill"
 
 
 class Workers:
     """Worker processes in slots; whoever kills one sees to its successor."""
 
-    def __init__(self, address: str, folder: Path, slots: int) -> None:
+    def __init__(self, address: str, folder: Path, slots: int, module: str) -> None:
+        self._module = module
         self._address = address
         self._folder = folder
         self.processes: list[subprocess.Popen[bytes] | None] = [None] * slots
@@ -45,7 +48,7 @@ class Workers:
         self._started_at[slot] = time.monotonic()
         with (self._folder / f"worker{slot}.log").open("ab") as log:
             self.processes[slot] = subprocess.Popen(
-                [sys.executable, "-m", "superduper.imputations.work", self._address],
+                [sys.executable, "-m", *self._module.split(), self._address],
                 env={
                     **os.environ,
                     "SUPERDUPER_LEASE_SECONDS": str(LEASE_SECONDS),
@@ -90,14 +93,16 @@ class Workers:
 class Place:
     """A store with a live watcher, and what can be done to it."""
 
-    def __init__(self, folder: Path, client: Client, proxy: Proxy) -> None:
+    def __init__(self, folder: Path, client: Client, proxy: Proxy, module: str) -> None:
         self.folder = folder
         self.client = client
         self.proxy = proxy
         self.address = client.address
         through = f"mongodb://127.0.0.1:{proxy.port}/?directConnection=true"
-        self.workers = Workers(through, folder, 2)
+        self.workers = Workers(through, folder, 2, module)
         self.live = 1
+        #: Held for each operation of a user, and while the whole collection is changed.
+        self.world = threading.Lock()
         self._port = parse_uri(self.address)["nodelist"][0][1]
 
     def declare(self) -> None:
@@ -140,15 +145,19 @@ def until(condition: Callable[[], object], seconds: float, complaint: str) -> No
 
 
 @contextlib.contextmanager
-def place() -> Iterator[Place]:
-    """A place in a folder of its own; nothing of it is left afterwards."""
+def place(module: str = "superduper.imputations.work") -> Iterator[Place]:
+    """A place in a folder of its own; nothing of it is left afterwards.
+
+    `module` is what its workers run.
+    """
     with tempfile.TemporaryDirectory(prefix="superduper-chaos-") as name:
         folder = Path(name)
         os.environ["SUPERDUPER_HOME"] = str(folder / "home")
+        os.environ["SUPERDUPER_OPLOG_ENTRIES"] = str(OPLOG_ENTRIES)
         attachment = attach(folder / "store")
         client = Client(attachment.address, attachment)
         proxy = Proxy(parse_uri(client.address)["nodelist"][0][1])
-        here = Place(folder, client, proxy)
+        here = Place(folder, client, proxy, module)
         try:
             yield here
         finally:

@@ -1,5 +1,7 @@
 """Users: threads with plain pymongo that change documents and keep a record of what must be true.
 
+Each operation is made under the lock `world`, which whoever changes the whole collection holds.
+
 Each document belongs to one user. An operation whose outcome is unknown leaves two possible states;
 the user then leaves that document alone, and the checker accepts either.
 """
@@ -24,6 +26,7 @@ OPTIONS: dict[str, Any] = {
     "w": "majority",
 }
 POISON_SHARE = 0.02
+LARGE_SHARE = 0.01
 MISSING = "missing"
 Change = Callable[[Any], Any]
 
@@ -55,7 +58,14 @@ class User(threading.Thread):
     """Changes documents of its own until it has inserted its share."""
 
     def __init__(
-        self, number: int, address: str, *, seed: int, inserts: int, seconds: float
+        self,
+        number: int,
+        address: str,
+        *,
+        world: threading.Lock,
+        seed: int,
+        inserts: int,
+        seconds: float,
     ) -> None:
         super().__init__(name=f"user {number}", daemon=True)
         self.number = number
@@ -63,6 +73,7 @@ class User(threading.Thread):
         self.counts: Counter[str] = Counter()
         self.halt = threading.Event()
         self.error: BaseException | None = None
+        self._world = world
         self._address = address
         self._random = random.Random(f"{seed} {number}")
         self._inserts = inserts
@@ -124,6 +135,10 @@ class User(threading.Thread):
 
     def _do(self, kind: str, known: Known, after: State, act: Callable[[], Any]) -> None:
         """Operate; both states are possible from before the call until it is acknowledged."""
+        with self._world:
+            self._operate(kind, known, after, act)
+
+    def _operate(self, kind: str, known: Known, after: State, act: Callable[[], Any]) -> None:
         known.states = [known.states[0], after]
         known.inputs.append(after.x)
         self.counts[kind] += 1
@@ -135,6 +150,12 @@ class User(threading.Thread):
             self.counts["unsure"] += 1
         else:
             known.states = [after]
+
+    def dropped(self) -> None:
+        """All documents are gone, unless one comes by an operation that was never acknowledged."""
+        for known in self.record:
+            gone = State(known.states[0].x, there=False)
+            known.states = [gone] if known.sure else [gone, known.states[-1]]
 
     def _sample(self) -> list[Known]:
         """A few documents, most of them young: those are being filled just now."""
@@ -172,6 +193,8 @@ class User(threading.Thread):
             {"$gt": number},
             {"a": {"b": number}},
         ]
+        if draw.random() < LARGE_SHARE:
+            return f"{number} " * 10_000
         return draw.choice(inputs)
 
 
