@@ -20,7 +20,17 @@ from superduper.training_objects import register_objects
 
 INSERT_CHUNK = 1_000
 JOB_COLUMNS = ("id", "kind", "state", "attempts", "args", "created_at", "error")
-RUN_COLUMNS = ("id", "imputation", "version", "status", "metrics", "seed", "device", "started_at")
+RUN_COLUMNS = (
+    "id",
+    "imputation",
+    "version",
+    "status",
+    "metrics",
+    "seed",
+    "device",
+    "seconds",
+    "started_at",
+)
 SCORE_COLUMNS = ("metric", "value", "imputation", "version", "test_fold", "test_hash", "run")
 
 
@@ -302,6 +312,11 @@ class Collection:
     def runs(self, limit: int = 50) -> Table:
         """Trainings, newest first."""
         return Table(self._send_about(commands.ListRuns, limit=limit), RUN_COLUMNS)
+
+    def run(self, id: str) -> dict[str, Any]:
+        """One training with its history: a row per epoch in `history`, per step in `steps`."""
+        found: dict[str, Any] = self._transport.send(build(commands.ShowRun, id=id))
+        return found
 
     def highscores(self, metric: str | None = None, limit: int = 50) -> Table:
         """Finished runs ranked by a metric, comparable where their test data is the same."""

@@ -372,6 +372,13 @@ class ListRuns(Command):
     limit: Annotated[int, Field(ge=1, le=1000)] = 50
 
 
+class ShowRun(Command):
+    """One training with its history: a row per epoch, and rows about steps."""
+
+    route = Route("GET", "/v1/runs/{id}")
+    id: Annotated[str, Field(max_length=64)]
+
+
 class Highscores(Command):
     """Finished runs ranked by a metric, comparable where their test data's hash is equal."""
 

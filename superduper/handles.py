@@ -1,6 +1,7 @@
 """What `create_imputation` returns: a handle on an imputation that lives in the database."""
 
 import builtins
+import math
 import sys
 import time
 import warnings
@@ -15,6 +16,7 @@ from superduper.errors import SuperduperError, TimedOut, UserCodeError, error_of
 from superduper.fields.codec import decode, encode
 
 POLL_SECONDS = 0.25
+LINE_SECONDS = 5.0
 SETTLED = ("watching", "ready", "paused")
 
 
@@ -51,7 +53,7 @@ class Imputation:
     def wait(self, timeout: float | None = None, progress: bool = True) -> Self:
         """Wait until it is trained and the documents that are there are filled.
 
-        Shows a progress bar on a terminal and in a notebook, and nothing anywhere else.
+        Shows a progress bar on a terminal and in a notebook, and plain lines anywhere else.
         Raises the error that ended the fit; TimedOut after `timeout` seconds.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -218,7 +220,9 @@ class _Bar:
 
     def __init__(self, name: str, *, enabled: bool) -> None:
         self._name = name
-        self._enabled = enabled and (sys.stderr.isatty() or _in_ipython())
+        self._enabled = enabled
+        self._drawn = sys.stderr.isatty() or _in_ipython()
+        self._told = -math.inf
         self._bar: Any = None
         self._phase = ""
 
@@ -243,6 +247,9 @@ class _Bar:
     def _show(self, phase: str, done: int, total: int | None, unit: str) -> None:
         if not self._enabled:
             return
+        if not self._drawn:
+            self._tell(phase, done, total, unit)
+            return
         if phase != self._phase:
             self.__exit__()
             self._bar = _new_bar(desc=f"{phase} {self._name}", unit=f" {unit}s")
@@ -250,6 +257,15 @@ class _Bar:
         self._bar.total = total
         self._bar.update(max(0, done - self._bar.n))
         self._bar.refresh()
+
+    def _tell(self, phase: str, done: int, total: int | None, unit: str) -> None:
+        """A line when a phase begins, and every few seconds."""
+        now = time.monotonic()
+        if phase == self._phase and now - self._told < LINE_SECONDS:
+            return
+        self._phase, self._told = phase, now
+        of = "" if total is None else f" of {total}"
+        print(f"{phase} {self._name}: {done}{of} {unit}s", file=sys.stderr, flush=True)
 
 
 def _in_ipython() -> bool:

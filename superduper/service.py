@@ -46,6 +46,7 @@ HANDLERS: dict[type[Command], Handler] = {
     commands.ShowJob: jobs.show,
     commands.CancelJob: jobs.cancel,
     commands.ListRuns: jobs.list_runs,
+    commands.ShowRun: jobs.show_run,
     commands.Highscores: jobs.highscores,
     commands.ShowStatus: jobs.status,
 }

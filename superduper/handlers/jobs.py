@@ -1,5 +1,6 @@
 """Commands about jobs, runs and the state of everything."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from superduper import commands
@@ -31,10 +32,16 @@ def cancel(context: Context, command: commands.CancelJob) -> dict[str, Any]:
 
 def list_runs(context: Context, command: commands.ListRuns) -> list[dict[str, Any]]:
     """Trainings, newest first."""
-    return [
-        {("id" if key == "_id" else key): value for key, value in run.items()}
-        for run in context.runs.list(command.collection, command.limit)
-    ]
+    return [_shown(run) for run in context.runs.list(command.collection, command.limit)]
+
+
+def show_run(context: Context, command: commands.ShowRun) -> dict[str, Any]:
+    """One training with its history."""
+    return _shown(context.runs.get(command.id))
+
+
+def _shown(run: Mapping[str, Any]) -> dict[str, Any]:
+    return {("id" if key == "_id" else key): value for key, value in run.items()}
 
 
 def highscores(context: Context, command: commands.Highscores) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from typing import Any
 from pymongo.database import Database
 
 from superduper import settings
-from superduper.errors import InvalidInput
+from superduper.errors import InvalidInput, NotReady
 from superduper.imputations.fit_checkpoints import FitCheckpoints, OtherFit
 from superduper.imputations.fit_documents import batches, documents
 from superduper.imputations.folds import fold_of
@@ -338,6 +338,8 @@ class _Fit:
             case {"step": dict(step), "rows": list(rows)}:
                 self.steps += rows
                 total = step["of"]
+            case {"unsaved": str(message)}:
+                raise NotReady(message)  # tried again, from the checkpoint before
             case {"checkpoint": int(number)}:
                 self._keep(self.folder / CHECKPOINTS / str(number))
                 return

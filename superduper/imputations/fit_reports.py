@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from superduper.errors import NotReady
 from superduper.imputations.fit_trainer import Summaries
 from superduper.jobs.channel import Message
 from superduper.training.checkpoints import Checkpoints
@@ -126,7 +127,11 @@ class Saver(Policy):
         began = time.monotonic()
         self.reporter.run_finished(epoch, step)
         self._saved += 1  # each into a folder of its own, which is the parent's from then on
-        Checkpoints(self.folder / str(self._saved)).save(step, engine.state_dict())
+        try:
+            Checkpoints(self.folder / str(self._saved)).save(step, engine.state_dict())
+        except NotReady as error:
+            self.send({"event": {"unsaved": error.message}})
+            raise
         self.send({"event": {"checkpoint": self._saved}})
         now = time.monotonic()
         if self.seconds:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from superduper.training.charts import visualize
     from superduper.training.checkpoints import Checkpointing, Checkpoints
     from superduper.training.configs import make_config
+    from superduper.training.database_log import DatabaseLogger
     from superduper.training.engine import Engine, Plan, Stage
     from superduper.training.epoch_logs import (
         ConsoleLogger,
@@ -59,6 +60,7 @@ _HOMES = {
     "Checkpoints": "checkpoints",
     "ConsoleLogger": "epoch_logs",
     "Constant": "values",
+    "DatabaseLogger": "database_log",
     "DecreasingOnPlateau": "values",
     "EarlyStopping": "policies",
     "Engine": "engine",
@@ -114,6 +116,7 @@ __all__ = [
     "Checkpoints",
     "ConsoleLogger",
     "Constant",
+    "DatabaseLogger",
     "DecreasingOnPlateau",
     "EarlyStopping",
     "Engine",

@@ -46,6 +46,7 @@ class Runs:
                 "status": "running",
                 "started_at": server_now_ms(self.database),
                 "finished_at": None,
+                "seconds": None,
             }
         )
         return run_id
@@ -83,8 +84,22 @@ class Runs:
 
     def finish(self, run_id: str, status: str, **fields: Any) -> None:
         """Record how a run ended: succeeded, failed or cancelled."""
-        ended = {**fields, "status": status, "finished_at": server_now_ms(self.database)}
+        now = server_now_ms(self.database)
+        begun = self.documents.find_one({"_id": run_id}, {"started_at": 1}) or {"started_at": now}
+        seconds = (now - begun["started_at"]) / 1000
+        ended = {**fields, "status": status, "finished_at": now, "seconds": seconds}
         self.documents.update_one({"_id": run_id, "status": "running"}, {"$set": ended})
+
+    def reopen(self, run_id: str, step: int) -> None:
+        """Go on with a run where it was after a step; what it recorded later comes again."""
+        later = {"step": {"$gt": step}}
+        self.documents.update_one(
+            {"_id": run_id},
+            {
+                "$set": {"status": "running", "finished_at": None},
+                "$pull": {"history": later, "steps": later},
+            },
+        )
 
     def abandon(self, job_id: str, reason: str) -> Listing:
         """Mark what earlier attempts of a job left running as failed; answer all, oldest first."""

@@ -19,6 +19,7 @@ from superduper.training.batch_results import (
 )
 from superduper.training.checkpoints import Checkpointing, Checkpoints
 from superduper.training.configs import run_config
+from superduper.training.database_log import DatabaseLogger
 from superduper.training.engine import Engine, Plan, Stage, evaluate
 from superduper.training.graph import Graph, Node
 from superduper.training.interrupts import SaveOnInterrupt
@@ -157,6 +158,7 @@ class Trainer:
                 self._run_policies(checkpoints, interrupts),
             )
             record.begin(self.model, self._data(), self.parent)
+            loggers = [each for each in self.policies if isinstance(each, DatabaseLogger)]
             state = checkpoints.latest()
             if state is not None:
                 self._go_on(engine, state)
@@ -164,6 +166,8 @@ class Trainer:
                 engine.run()
                 test = None if self.test_loader is None else self.test()
                 record.finish(self.model, engine.reason, self._records.history, test)
+                for logger in loggers:
+                    logger.note(record.content)
         return record.content
 
     def test(self, loader: Any = None) -> dict[str, float]:
@@ -192,6 +196,9 @@ class Trainer:
             raise
         finally:
             self._records.close()
+            for policy in self.policies:
+                if hasattr(policy, "close"):
+                    policy.close()
 
     def stage(self) -> Stage:
         """What the engine is given: the steps, the data, the optimizers."""

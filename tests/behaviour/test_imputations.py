@@ -1,5 +1,7 @@
 """The main job on both transports: declare, train, fill, correct, undo; and what goes wrong."""
 
+import re
+
 import pytest
 import torch
 
@@ -116,6 +118,22 @@ def test_jobs_runs_and_highscores_tell_of_the_fit(trained):
     assert run["status"] == "succeeded" and run["metrics"]["accuracy"] > 0.9
     assert sum(run["data"][fold]["n"] for fold in ("train", "valid", "test")) == 200
     assert docs.highscores("accuracy")[0]["value"] == run["metrics"]["accuracy"]
+    whole = docs.run(run["id"])
+    assert [row["epoch"] for row in whole["history"]] == list(range(len(whole["history"])))
+    steps = [row["step"] for row in whole["steps"]]
+    assert steps == list(range(1, whole["history"][-1]["step"] + 1))
+    assert all(row["loss"] > 0 for row in whole["steps"]) and whole["seconds"] > 0
+    for key in ("initial_hash", "final_hash", "seed", "device", "versions", "best", "settings"):
+        assert whole[key] not in (None, {}), key
+    assert {"history", "steps"}.isdisjoint(run) and whole["parent"] is None
+    with pytest.raises(NotFound, match="no run 'nothing'"):
+        docs.run("nothing")
+
+
+def test_waiting_writes_plain_lines_where_there_is_no_terminal(trained, capfd):
+    docs, imputation = trained
+    imputation.refit().wait(timeout=120)
+    assert re.search(r"^fit y_from_x: \d+( of \d+)? steps$", capfd.readouterr().err, re.M)
 
 
 def test_the_same_declaration_again_changes_nothing(trained):

@@ -14,8 +14,10 @@ import pytest
 import torch
 from pymongo.database import Database
 
-from superduper.imputations.fit import fit
+from superduper.errors import NotReady
+from superduper.imputations.fit import _Fit, fit
 from superduper.imputations.fit_checkpoints import FitCheckpoints, OtherFit
+from superduper.imputations.fit_reports import Reporter, Saver
 from superduper.store.embedded import attach
 from superduper.store.mongo import connect_mongo
 from superduper.training.checkpoints import Checkpoints
@@ -234,3 +236,29 @@ def test_what_no_checkpoint_names_is_collected(
     assert kept.collect(min_age_hours=0) == 2  # and the job `j` is over: what it had goes, too
     assert fitting.database["superduper.checkpoints"].distinct("record.job") == [job]
     assert files.count_documents({}) == 2
+
+
+def test_a_full_disk_is_told_of_and_the_checkpoint_before_stays(
+    kept: FitCheckpoints, fitting: Fitting, tmp_path: Path
+) -> None:
+    told: list[dict[str, Any]] = []
+    saver = Saver(tmp_path / "saver", 0, told.append, Reporter(told.append, 1))
+    (tmp_path / "saver" / "1").write_bytes(b"in the way, as a full disk is")
+    with pytest.raises(NotReady, match="step 7 could not be saved .* the one before it is whole"):
+        saver._save(_Engine(), 1, 7)  # type: ignore[arg-type]
+    event = told[-1]["event"]
+    fitting.register_all()
+    record = fitting.declare()
+    job = fitting.claim(record)
+    with pytest.raises(NotReady, match="step 7"):  # which is tried again, from step 4
+        _Fit(job, fitting.work, record)._on_event(event)
+    job.succeed({})
+    found = kept.fetch("j", OF, tmp_path)
+    assert found is not None and found.step == 4
+
+
+class _Engine:
+    """As much of an engine as is saved."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}

@@ -32,7 +32,8 @@ def command_of(page: str, word: str) -> str:
 def test_the_quick_start_by_hand(tmp_path: Path) -> None:
     script, carried, over_http = blocks_of(QUICKSTART)
     done = run_script(script, tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    assert all(line.startswith(("fit y_", "fill y_")) for line in done.stderr.splitlines())
     imputation, counts, filled, prediction = done.stdout.splitlines()
     begin = r"<Imputation 'y_from_x': x → y, watching, version 1, loss 0\.\d+, accuracy (.*)>"
     found = re.fullmatch(begin, imputation)

@@ -1,0 +1,90 @@
+"""Runs of a user's own trainings, kept in the database."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pymongo.database import Database
+from torch.utils.data import DataLoader, TensorDataset
+
+from superduper.training import DatabaseLogger, Policy, Trainer, train_model
+from superduper.training.runs import Runs
+from tests.training.first_door import model_of, stream
+
+
+def test_a_training_is_a_run_with_its_history(database: Database[Any]) -> None:
+    log = DatabaseLogger(database["docs"], "mine")
+    train_model(
+        model_of(),
+        stream(n_iters_per_epoch=3),
+        n_epochs=2,
+        lr=0.1,
+        validate=lambda: {"accuracy": 0.5},
+        log=log,
+    )
+    (run,) = Runs(database).list("docs")
+    assert (run["name"], run["status"], run["stopped"]) == (
+        "mine",
+        "succeeded",
+        "all epochs are done",
+    )
+    assert run["metrics"] == {"accuracy": 0.5} and run["initial_hash"] != run["final_hash"]
+    assert run["versions"]["torch"] == torch.__version__ and run["seconds"] >= 0
+    history = Runs(database).get(run["_id"])["history"]
+    assert [row["epoch"] for row in history] == [0, 1] and history[0]["train_loss"] > 0
+
+
+def test_one_that_goes_on_is_the_same_run(database: Database[Any], tmp_path: Path) -> None:
+    class Trouble(Policy):
+        def step_finished(self, step: int) -> None:
+            if step == 5:
+                raise OSError("the cable")
+
+    def train(**policies: Any) -> None:
+        log = DatabaseLogger(database["docs"])
+        train_model(
+            model_of(),
+            stream(n_iters_per_epoch=3),
+            n_epochs=3,
+            lr=0.1,
+            checkpoints_path=tmp_path,
+            log=log,
+            **policies,
+        )
+
+    with pytest.raises(OSError, match="the cable"):
+        train(trouble=Trouble())
+    assert Runs(database).list("docs")[0]["status"] == "failed"
+    train()
+    (run,) = Runs(database).list("docs")
+    assert run["status"] == "succeeded"
+    assert [row["epoch"] for row in Runs(database).get(run["_id"])["history"]] == [0, 1, 2]
+
+
+def test_trainers_are_compared_where_their_test_data_are_equal(
+    database: Database[Any], tmp_path: Path
+) -> None:
+    class Net(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> Any:
+            return torch.distributions.Categorical(logits=super().forward(x))
+
+    x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    loader = DataLoader(TensorDataset(x, (x.sum(1) > 0).long()), 16)
+    for name, n_epochs in (("short", 1), ("long", 8)):
+        torch.manual_seed(0)
+        net = Net(4, 2)
+        Trainer(
+            loader,
+            loader,
+            net,
+            torch.optim.Adam(net.parameters(), 0.05),
+            {"model_dir": str(tmp_path / name), "n_epochs": n_epochs, "seed": 1},
+            test_loader=loader,
+            policies=[DatabaseLogger(database["docs"], name)],
+        ).train()
+    runs = {run["name"]: run for run in Runs(database).list("docs")}
+    assert runs["long"]["data"]["test"]["hash"] and runs["long"]["seed"] == 1
+    ranked = Runs(database).highscores("docs", "log_prob")
+    assert [row["run"] for row in ranked] == [runs["long"]["_id"], runs["short"]["_id"]]
+    assert {row["test_hash"] for row in ranked} == {runs["long"]["data"]["test"]["hash"]}
