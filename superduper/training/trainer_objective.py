@@ -54,7 +54,7 @@ class BatchObjective(Objective):
         """One step of training, as the trainer has it."""
         batch = self._on_device(graph, frame)
         with _mutable_graph(len(optimizers) > 1), self.precision.forward():
-            returned = self._train_batch(*batch)
+            returned = _called(self._train_batch, batch)
         results = detached(returned, "train_batch")
         self.train_results.append(results)
         self.train_n += n
@@ -62,7 +62,9 @@ class BatchObjective(Objective):
 
     def evaluate(self, graph: Graph, frame: Frame, n: int) -> StepResult:
         """The results of a batch, without training on it."""
-        results = detached(self._evaluate_batch(*self._on_device(graph, frame)), "evaluate_batch")
+        results = detached(
+            _called(self._evaluate_batch, self._on_device(graph, frame)), "evaluate_batch"
+        )
         self.validate_results.append(results)
         self.validate_n += n
         return StepResult(_means(results, n), frame, n)
@@ -86,6 +88,20 @@ class BatchObjective(Objective):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state."""
         self.train_results, self.train_n = list(state["results"]), state["n"]
+
+
+def _called(step: StepFunction, batch: tuple[Any, ...]) -> Any:
+    """What a step returns; what it raises says which shapes it was given."""
+    try:
+        return step(*batch)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        shapes = ", ".join(
+            str(tuple(part.shape)) if hasattr(part, "shape") else type(part).__name__
+            for part in batch
+        )
+        name = getattr(step, "__name__", "the step")
+        error.add_note(f"{name} was given a batch of the shapes {shapes}")
+        raise
 
 
 def _mutable_graph(several: bool) -> contextlib.AbstractContextManager[Any]:

@@ -8,11 +8,14 @@ import torch
 from pymongo.database import Database
 from safetensors.torch import load
 
+from superduper.command import build
+from superduper.commands import CreateImputation
 from superduper.errors import InvalidInput, UserCodeError
 from superduper.fields import codec
 from superduper.imputations.fit import adopt, fit
 from superduper.imputations.fit_documents import documents
-from superduper.imputations.folds import fold_of_id
+from superduper.imputations.folds import FIELD, FOLDS, fold_of, fold_of_id
+from superduper.imputations.imputation import record_of
 from superduper.imputations.provenance import fill_record, value_hash
 from superduper.jobs.queue import Cancelled
 from superduper.training.runs import Runs
@@ -444,3 +447,15 @@ def test_the_hash_of_a_value_depends_on_its_type() -> None:
     assert value_hash(1) != value_hash(1.0) != value_hash("1")
     assert value_hash(codec.encode({"a": [1]})) == value_hash({"a": [1]})
     assert len(value_hash(None)) == 16
+
+
+def test_sd_output_paths() -> None:
+    """The example of that name: where outputs and folds stand. The share of `valid` is ours."""
+    names = {"model": "my_model", "model_key": "x", "target_key": "y"}
+    command = build(CreateImputation, collection="docs", **names, fill=False)
+    record = record_of(command, {}, now=1, author="test")
+    assert record.write_paths == ("_outputs.x.my_model",)
+    assert FIELD == "_fold" and {"train", "valid"} <= set(FOLDS)
+    assert fold_of({"_id": 1, "_fold": "valid"}) == "valid"
+    shares = [fold_of_id(number) for number in range(4000)]
+    assert shares.count("valid") / 4000 == pytest.approx(0.1, abs=0.02)

@@ -502,6 +502,13 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         model_suite.Trainer(**{**made, **plain_parts}, config=config(tmp_path / "p")).train()
 
 
+def test_a_batch_of_the_wrong_shape_is_told_of_with_its_shapes(tmp_path: Path) -> None:
+    wrong = DataLoader(TensorDataset(torch.zeros(8, 5), torch.zeros(8).long()), 8)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
+        model_suite.Trainer(**{**parts(), "train_loader": wrong}, config=config(tmp_path)).train()
+    assert caught.value.__notes__ == ["train_batch was given a batch of the shapes (8, 5), (8,)"]
+
+
 def test_a_state_that_is_no_tensor_is_named(tmp_path: Path) -> None:
     class Stateful(Classifier):
         def get_extra_state(self) -> Any:
