@@ -1,7 +1,6 @@
 """Commands that stay: up, serve, work, store, demo."""
 
 import json
-import logging
 import os
 import signal
 import sys
@@ -80,8 +79,10 @@ def up(path: str, database: str | None, as_json: bool, **listening: Any) -> None
     \b
     superduper up --path ./superduper-data --database shop
     """
-    _log_to_stderr()
     from superduper.store.embedded import attach
+    from superduper.store.logs import log_to_stderr
+
+    log_to_stderr()
 
     attachment = attach(path, worker=True)
     try:
@@ -105,7 +106,9 @@ def serve(uri: str, database: str | None, as_json: bool, **listening: Any) -> No
     \b
     superduper serve --uri mongodb://localhost:27017/?replicaSet=rs0 --database shop
     """
-    _log_to_stderr()
+    from superduper.store.logs import log_to_stderr
+
+    log_to_stderr()
     with store_of(uri) as address:
         name = database_of(uri, database)
         _serve(address, name, as_json=as_json, told={}, **listening)
@@ -156,7 +159,9 @@ def store(path: str, as_json: bool) -> None:
     \b
     superduper store --path ./superduper-data
     """
-    _log_to_stderr()
+    from superduper.store.logs import log_to_stderr
+
+    log_to_stderr()
     with store_of(f"embedded:{path}") as address:
         ended = _when_told_to_stop()
         _tell({"address": address}, as_json=as_json)
@@ -175,8 +180,10 @@ def work(uri: str, databases: tuple[str, ...]) -> None:
     \b
     superduper work --uri mongodb://localhost:27017/?replicaSet=rs0
     """
-    _log_to_stderr()
     from superduper.imputations import work as worker
+    from superduper.store.logs import log_to_stderr
+
+    log_to_stderr()
 
     with store_of(uri) as address:
         worker.work(address, databases)
@@ -214,12 +221,6 @@ def _when_told_to_stop() -> threading.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     return ended
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
 
 
 COMMANDS = (up, serve, work, store, demo)

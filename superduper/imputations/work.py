@@ -25,6 +25,7 @@ from superduper.imputations.imputation import Imputations
 from superduper.imputations.watch import WatchService
 from superduper.jobs.worker import Worker
 from superduper.store.artifacts import ArtifactStore
+from superduper.store.logs import log_to_stderr
 from superduper.store.mongo import connect_mongo, require_replica_set
 from superduper.store.registry import Registry
 from superduper.store.signing import Keyring
@@ -113,5 +114,5 @@ def _on_signals(stop: Callable[..., None]) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    log_to_stderr()
     work(sys.argv[1], sys.argv[2:])

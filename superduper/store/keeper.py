@@ -17,6 +17,7 @@ from pathlib import Path
 
 from superduper.errors import NotReady
 from superduper.store.folder import Folder, Lock, State
+from superduper.store.logs import log_to_stderr
 from superduper.store.servers import LOOPBACK, Server, find_server
 
 WORKER_COMMAND = (sys.executable, "-P", "-m", "superduper.imputations.work")
@@ -253,7 +254,7 @@ def main(path: str, server: str) -> int:
         time.sleep(0.01)
     if os.fork():
         return 0  # the child goes on, with the lock
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    log_to_stderr()
     try:
         Keeper(folder, find_server(server)).run()
     except Exception:
