@@ -50,10 +50,33 @@ def test_every_service_is_looked_after() -> None:
     for name, service in COMPOSE["services"].items():
         assert service["healthcheck"]["test"], name
         assert service["restart"] == "unless-stopped", name
-        assert "mongo_password" in service["secrets"], name
         for volume in service["volumes"]:
-            assert volume.split(":")[0] in COMPOSE["volumes"], name
-    assert "file" in COMPOSE["secrets"]["mongo_password"]
+            source = volume.split(":")[0]
+            assert source in COMPOSE["volumes"] or (ROOT / source).is_file(), name
+
+
+def test_everybody_has_a_password_and_no_other() -> None:
+    assert all("file" in secret for secret in COMPOSE["secrets"].values())
+    for name in ("server", "worker"):
+        service = COMPOSE["services"][name]
+        assert service["environment"] == {"MONGO_USER": name}
+        assert service["secrets"] == [f"{name}_password"]
+    assert set(COMPOSE["services"]["mongo"]["secrets"]) == set(COMPOSE["secrets"])
+    assert "-p " not in str(COMPOSE["services"]["mongo"]["healthcheck"])
+
+
+def test_the_worker_may_keep_account_in_all_our_collections() -> None:
+    script = (ROOT / "scripts" / "mongo_users.js").read_text()
+    named = re.findall(r'"([a-z.]+)"', script[script.index("KEPT = ") : script.index("ROLES")])
+    written = set()
+    for path in (ROOT / "superduper").rglob("*.py"):
+        written |= set(
+            re.findall(r'(?:NAME|MARK)(?:: \w+)? = "superduper\.([a-z]+)"', path.read_text())
+        )
+        written |= set(re.findall(r'database\["superduper\.([a-z]+)"\]', path.read_text()))
+    assert len(written) > 8
+    # The last is a mark inside sealed objects, not a collection.
+    assert written - set(named) <= {"audit", "tokens", "storage"}
 
 
 @pytest.mark.parametrize("name", ["server", "worker"])
