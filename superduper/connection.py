@@ -77,7 +77,7 @@ class Client:
         self.close()
 
     def __repr__(self) -> str:
-        from superduper.store.mongo import redact
+        from superduper.store.logs import redact
 
         return f"<Client {redact(self.address)}>"
 

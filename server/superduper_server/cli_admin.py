@@ -277,7 +277,7 @@ def _keys(folder: Path) -> str:
 
 
 def _settings() -> list[dict[str, Any]]:
-    from superduper.store.mongo import redact
+    from superduper.store.logs import redact
 
     rows = []
     for row in settings.SETTINGS:
@@ -291,7 +291,8 @@ def _settings() -> list[dict[str, Any]]:
 
 def _database() -> str:
     """Whether what SUPERDUPER_URI names answers; an embedded store is not started for that."""
-    from superduper.store.mongo import connect_mongo, redact, require_replica_set
+    from superduper.store.logs import redact
+    from superduper.store.mongo import connect_mongo, require_replica_set
 
     uri = settings.get("URI")
     if uri.startswith("embedded:"):

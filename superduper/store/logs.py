@@ -3,9 +3,17 @@
 import logging
 import re
 
-from superduper.store.mongo import redact
-
+# From the user's name to the last @, for a password may hold an @ or a / that should be escaped.
+PASSWORD = re.compile(r"(://[^:/@\s]*):\S*@")
+SECRET_OPTION = re.compile(
+    r"((?:tlsCertificateKeyFilePassword|authMechanismProperties|proxyPassword)=)[^&\s]*", re.I
+)
 TOKEN = re.compile(r"\b(sd_[a-z0-9]{8}_)[A-Za-z0-9_-]{43}")
+
+
+def redact(uri: str) -> str:
+    """The URI without its password, for messages and logs."""
+    return SECRET_OPTION.sub(r"\1***", PASSWORD.sub(r"\1:***@", uri))
 
 
 class Discreet(logging.Formatter):

@@ -33,6 +33,7 @@ from superduper.errors import (
     Unauthorized,
 )
 from superduper.store import disks
+from superduper.store.logs import redact
 
 # A server that is gone is an error after 8 seconds, which a store that was killed needs to be back
 # on a busy machine. One that took a request and is silent is given longer than any batch takes.
@@ -57,18 +58,8 @@ NOT_READY = (
 )
 TRANSIENT_LABELS = ("TransientTransactionError", "RetryableWriteError", "RetryableError")
 
-# From the user's name to the last @, for a password may hold an @ or a / that should be escaped.
-PASSWORD = re.compile(r"(://[^:/@\s]*):\S*@")
-SECRET_OPTION = re.compile(
-    r"((?:tlsCertificateKeyFilePassword|authMechanismProperties|proxyPassword)=)[^&\s]*", re.I
-)
 CONFIGURED = re.compile(r" \(configured timeouts:[^)]*\)")
 INITIATE = "mongosh --eval 'rs.initiate()'"
-
-
-def redact(uri: str) -> str:
-    """The URI without its password, for messages and logs."""
-    return SECRET_OPTION.sub(r"\1***", PASSWORD.sub(r"\1:***@", uri))
 
 
 def connect_mongo(address: str) -> "MongoClient[dict[str, Any]]":

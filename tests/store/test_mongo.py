@@ -22,10 +22,10 @@ from superduper.errors import (
     Unauthorized,
 )
 from superduper.store.embedded import attach
+from superduper.store.logs import redact
 from superduper.store.mongo import (
     connect_mongo,
     database_errors,
-    redact,
     require_replica_set,
     server_now_ms,
     translated,
