@@ -28,9 +28,13 @@ class NamedPolicies(Policy):
     One that ends the run does not keep the others from hearing of the same event.
     """
 
-    def __init__(self, policies: Mapping[str, Policy], measured: bool) -> None:
+    def __init__(
+        self, policies: Mapping[str, Policy], measured: bool, *, first_epoch: int = 0
+    ) -> None:
         self.policies = dict(policies)
         self.measured = measured
+        # What the first epoch is called once it has been trained: a trainer counts from 1.
+        self.first_epoch = first_epoch
         self.train_losses: list[Any] = []
         # The policies' values while an epoch is running: one may change its value at the end.
         self._in_force: dict[str, Any] = {}
@@ -72,7 +76,7 @@ class NamedPolicies(Policy):
     def validation_started(self, epoch: int, **arguments: Any) -> None:
         """Pass it on."""
         self._in_force = self.values()
-        arguments |= {"epoch": epoch - 1, "train_losses": self.train_losses}
+        arguments |= {"epoch": epoch - 1 + self.first_epoch, "train_losses": self.train_losses}
         self._tell("validation_started", arguments)
 
     def validation_finished(self, epoch: int, **arguments: Any) -> None:
@@ -95,7 +99,7 @@ class NamedPolicies(Policy):
 
     def _of_epoch(self, epoch: int, arguments: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            "epoch": epoch - 1,
+            "epoch": epoch - 1 + self.first_epoch,
             "train_losses": self.train_losses,
             "policies": self._in_force,
             "metrics": arguments["metrics"] if self.measured else None,

@@ -25,6 +25,7 @@ from superduper.training.graph import Graph, Node
 from superduper.training.interrupts import SaveOnInterrupt
 from superduper.training.loaders import LoaderSource
 from superduper.training.multiple_optimizers import MultipleOptimizers
+from superduper.training.named_policies import NamedPolicies
 from superduper.training.optimizers import check_trained
 from superduper.training.policies import NaNStop, Policy
 from superduper.training.precision import compile_module, device_of
@@ -223,13 +224,23 @@ class Trainer:
         return [
             *([nan_stop] if config["nan_stop"] else []),
             self._records,
-            *self.policies,
+            *self._own_policies(),
             Schedulers(self.schedulers),
             EpochWeights(self.folder, self.model, config["save_interval"], config["n_epochs"]),
             FirstCheckpoint(checkpoints),
             Checkpointing(checkpoints, config["checkpoint_interval"]),
             interrupts,
         ]
+
+    def _own_policies(self) -> list[Policy]:
+        """The policies that were given, which hear in a trainer what they hear elsewhere."""
+        if not self.policies:
+            return []
+        named = {
+            f"{number} {type(policy).__name__}": policy
+            for number, policy in enumerate(self.policies, 1)
+        }
+        return [NamedPolicies(named, self.validate_loader is not None, first_epoch=1)]
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         if isinstance(self.optimizer, MultipleOptimizers):

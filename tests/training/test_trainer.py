@@ -22,6 +22,7 @@ from superduper.training.checkpoints import Checkpoints
 from superduper.training.event_file import read_scalars
 from superduper.training.hashes import model_hash
 from superduper.training.policies import Policy, StopRun
+from superduper.training.stops import LossStop
 
 
 def rows(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -324,6 +325,21 @@ def test_a_run_that_a_policy_ended_stays_ended(tmp_path: Path) -> None:
     assert (first["epochs"], first["reason"]) == (2, "it is enough")
     assert [path.name for path in (tmp_path / "run/models").iterdir()] == ["epoch002.safetensors"]
     assert train()["epochs"] == 2
+
+
+def test_a_policy_of_train_model_ends_a_trainers_run(tmp_path: Path) -> None:
+    class WithLoss(model_suite.Trainer):
+        def train_batch(self, *batch: Any) -> Any:
+            n = len(batch[1])
+            super().train_batch(*batch)
+            return {"loss": (9.0 if self._records.history else 1.0) * n}
+
+        def evaluate_batch(self, *batch: Any) -> Any:
+            return {"right": len(batch[1])}
+
+    trainer = WithLoss(**parts(), config=config(tmp_path), policies=[LossStop(3)])
+    record = trainer.train()
+    assert record["reason"] == "the loss of epoch 2 is 9, over 3 times the lowest, 1"
 
 
 def everything(folder: Path) -> dict[str, bytes]:
