@@ -54,7 +54,10 @@ SETTINGS = (
         "Connections that a server takes from one address; raise it behind a proxy.",
     ),
     Setting("REGISTER_CODE", "auto", "Whether a server takes code: yes, no, auto (on loopback)."),
-    Setting("CACHE", "", "Folder for training data of fits; default: the system's temporary one."),
+    Setting(
+        "CACHE", "", "Folder for training data of fits; default: one in the system's temporary."
+    ),
+    Setting("CACHE_MB", "10240", "MiB of training data kept for later fits on the same data."),
     Setting(
         "CHECKPOINT_SECONDS",
         "10",

@@ -15,15 +15,12 @@ from superduper.store.mongo import connect_mongo
 
 @pytest.fixture(scope="session", autouse=True)
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A private folder for keys, so that no test touches the user's own."""
-    folder = str(tmp_path_factory.mktemp("home"))
-    before = os.environ.get("SUPERDUPER_HOME")
-    os.environ["SUPERDUPER_HOME"] = folder
-    yield folder
-    if before is None:
-        del os.environ["SUPERDUPER_HOME"]
-    else:
-        os.environ["SUPERDUPER_HOME"] = before
+    """Private folders for keys and training data, so that no test touches the user's own."""
+    home, cache = (str(tmp_path_factory.mktemp(name)) for name in ("home", "cache"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SUPERDUPER_HOME", home)
+        patch.setenv("SUPERDUPER_CACHE", cache)
+        yield home
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,9 @@
 This side has the database and no user code; the child (`fit_child`) has user code and no database.
 """
 
-import contextlib
 import logging
 import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,8 +18,7 @@ from pymongo.database import Database
 from superduper import settings
 from superduper.errors import InvalidInput, NotReady
 from superduper.imputations.fit_checkpoints import FitCheckpoints, OtherFit
-from superduper.imputations.fit_documents import batches, documents
-from superduper.imputations.folds import fold_of
+from superduper.imputations.fit_data import Brought, FitData, RecordCache
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.promote import Candidate, promote_if_better
 from superduper.jobs.channel import ChildError
@@ -48,6 +45,7 @@ LOAD_SECONDS = 300
 COMPARE_SECONDS = 3_600
 # Training files are as large as the data is; the disk is the limit.
 FILE_MB = 1 << 20
+RECORDS = "records"
 WEIGHTS = "weights.safetensors"
 _SEEDS = 2**31
 # Components of which there may be several, by the name that their pins have.
@@ -180,15 +178,12 @@ class _Fit:
         self.seed = secrets.randbelow(_SEEDS) if seed is None else seed
         begun = _begun(self.record, job.id, self.seed)
         self.run_id = runs.begin({**begun, "parent": earlier[-1]["_id"] if earlier else None})
-        cache = settings.get("CACHE") or None
         try:
             _check(self.record)
+            cache = RecordCache.open()
             self.child.start(PRELOAD)
-            with (
-                self.child,
-                tempfile.TemporaryDirectory(prefix="superduper-fit-", dir=cache) as folder,
-            ):
-                return self._run(Path(folder))
+            with self.child, cache.workplace() as folder:
+                return self._run(folder, cache)
         except BaseException as error:
             self._failed(error)
             raise
@@ -204,11 +199,14 @@ class _Fit:
             self.work.imputations.set_error(self.record, told)
             self.work.checkpoints.forget(self.job.id)
 
-    def _run(self, folder: Path) -> dict[str, Any]:
+    def _run(self, folder: Path, cache: RecordCache) -> dict[str, Any]:
         self._load(folder)
-        self._stream()
-        sealed = self._ask({"op": "seal"}, BATCH_SECONDS)
-        self.work.runs.update(self.run_id, **{key: sealed[key] for key in _SEALED})
+        data = self._bring_data(cache)
+        sealed = self._ask({"op": "seal", "reopened": data.reopened}, BATCH_SECONDS)
+        if sealed["saved"]:
+            data.keep(folder / RECORDS)
+        facts = {key: sealed[key] for key in _SEALED}
+        self.work.runs.update(self.run_id, **facts, reopened=data.reopened)
         self.folder, self.of = folder, _identity(sealed)
         message = {"op": "train", "weights": WEIGHTS, "resume": self._resume()}
         trained = self._ask(message, None, self._on_event)
@@ -256,6 +254,7 @@ class _Fit:
         message = {
             "op": "load",
             "folder": str(folder),
+            "records": RECORDS,
             "settings": {**training, "seed": self.seed},
             "saving_seconds": settings.get_number("CHECKPOINT_SECONDS"),
             "fields": {
@@ -297,20 +296,23 @@ class _Fit:
 
     # Reading ---------------------------------------------------------------------------------
 
-    def _stream(self) -> None:
-        found = documents(self.work.database, self.record)
-        read = 0
-        with contextlib.closing(found):
-            for batch in batches(found):
-                message = {
-                    "op": "documents",
-                    "documents": [document.raw for document in batch],
-                    "folds": [fold_of(document) for document in batch],
-                }
-                answer = self._ask(message, BATCH_SECONDS)
-                read += len(batch)
-                skipped = answer["skipped"]
-                self._report({"phase": "reading", "documents": read, "skipped": skipped, "done": 0})
+    def _bring_data(self, cache: RecordCache) -> Brought:
+        def report(read: int, skipped: int) -> None:
+            self._report({"phase": "reading", "documents": read, "skipped": skipped, "done": 0})
+
+        data = FitData(self.work.database, self.record, cache, self._made_by())
+        return data.bring(lambda message: self._ask(message, BATCH_SECONDS), report)
+
+    def _made_by(self) -> dict[str, Any]:
+        """What the records of a fit are made by, beside the documents."""
+        spec, target = self.record.spec, self.record.spec["pins"].get("target")
+        makers = [self._component("model", spec["model"], spec["pins"]["model"])]
+        if target is not None:
+            makers.append(self._component(target["kind"], spec["target"], target["version"]))
+        return {
+            "components": [[maker.artifact, maker.weights] for maker in makers],
+            "fields": [self.record.input_paths, self.record.target_paths, self.record.hidden_paths],
+        }
 
     # Training --------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """The child of a fit: it alone loads user code, makes records of documents, and trains.
 
-The parent sends `load`, then `documents` in batches, then `seal`, `train`, and perhaps `compare`.
+The parent sends `load`, then `documents` in batches (or `reopen`, with what an earlier fit made of
+them), then `seal`, `train`, and perhaps `compare`.
 The child has no access to the database; weights go back as a file in the fit's own folder.
 """
 
@@ -57,6 +58,7 @@ def main(channel: Channel) -> None:
         {
             "load": fitting.load,
             "documents": fitting.documents,
+            "reopen": fitting.reopen,
             "seal": fitting.seal,
             "train": fitting.train,
             "compare": fitting.compare,
@@ -84,7 +86,9 @@ class Fitting:
         self.predictor = self._trainable(message["model"], str(self.device))
         self.parts = self._parts(message)
         target = self._target(message.get("target"))
-        self.records = RecordMaker(self.predictor, target, self.fields, self.folder)
+        self.records = RecordMaker(
+            self.predictor, target, self.fields, self.folder / message["records"]
+        )
         self.stages = StageMaker(
             self.settings,
             self.parts,
@@ -144,12 +148,19 @@ class Fitting:
         self.records.take(documents, message["folds"])
         return {"made": self.records.made, "skipped": self.records.skipped.count}
 
+    def reopen(self, message: Message) -> Message:
+        """Have the records of an earlier fit instead of documents, if they are whole."""
+        return {"opened": self.records.reopen(Path(message["folder"]))}
+
     def seal(self, message: Message) -> Message:
-        """No more documents come: the hashes of the data, and what was skipped."""
-        self.records.seal()
+        """There are all documents: the hashes of the data, and what was skipped."""
+        if not message["reopened"]:
+            self.records.seal()
+        saved = not message["reopened"] and self.records.save()
         self._materialise()
         skipped = self.records.skipped
         return {
+            "saved": saved,
             "initial_hash": weights_hash(self.predictor.model.state_dict()),
             "data": {
                 name: {"n": fold.n, "hash": fold.hash} for name, fold in self.records.folds.items()

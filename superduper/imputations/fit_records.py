@@ -19,6 +19,7 @@ from superduper.serving.predictor import Predictor
 from superduper.training.cache import Fold, description, layout
 
 LISTED_FAILURES = 20
+SKIPPED = "skipped.bson"
 _SHOWN_FAILURES = 3
 
 Document = Mapping[str, Any]
@@ -63,6 +64,7 @@ class RecordMaker:
         self.predictor = predictor
         self.target = target
         self.fields = fields
+        self.folder = folder
         self.folds = {name: Fold(folder / name) for name in FOLDS}
         self.skipped = Skipped()
         self._first: tuple[Any, Any, Any] | None = None
@@ -148,6 +150,29 @@ class RecordMaker:
                 f"none of the {self.made} usable documents is in the fold 'train' (a tenth each is "
                 "kept for 'valid' and 'test'): add documents, or set `_fold` in them"
             )
+
+    def save(self) -> bool:
+        """Make the sealed records such that `reopen` can have them; False if that cannot be."""
+        try:
+            for fold in self.folds.values():
+                fold.save()
+            skipped = bson.encode({"count": self.skipped.count, "first": self.skipped.first})
+        except bson.errors.BSONError:  # a sample with keys that only Python knows
+            return False
+        (self.folder / SKIPPED).write_bytes(skipped)
+        return True
+
+    def reopen(self, folder: Path) -> bool:
+        """Have the records that an earlier fit saved; False if they are not whole any more."""
+        try:
+            folds = {name: Fold.opened(folder / name) for name in FOLDS}
+            self.skipped = Skipped(**bson.decode((folder / SKIPPED).read_bytes()))
+        except (OSError, InvalidInput, bson.errors.BSONError):
+            return False
+        for fold in self.folds.values():
+            fold.close()
+        self.folds.update(folds)
+        return True
 
 
 def _after(function: Callable[[list[Any]], list[Any]], items: list[Any]) -> list[Any]:
