@@ -197,7 +197,8 @@ def main() -> None:
     began = time.monotonic()
     result = run(options.model, options.rivals, options.rounds, options.seconds)
     result |= {
-        "command": "python -m benchmarks.serving " + " ".join(sys.argv[1:]),
+        "command": "python -m benchmarks.serving "
+        + " ".join("PYTHON" if each == options.rivals else each for each in sys.argv[1:]),
         "python": platform.python_version(),
         "seconds": round(time.monotonic() - began, 1),
         "load": [round(each, 1) for each in os.getloadavg()],

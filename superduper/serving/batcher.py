@@ -96,7 +96,7 @@ class Batcher:
         name: str,
         *,
         max_batch_size: int = MAX_BATCH_SIZE,
-        max_wait_ms: float = 2.0,
+        max_wait_ms: float = 10.0,
         max_queue: int = 256,
         timeout: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
