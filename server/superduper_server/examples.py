@@ -147,6 +147,10 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
     "ShowJob": (None, _JOB),
     "CancelJob": (None, {**_JOB, "cancel": True}),
     "ListRuns": (None, [{"id": "b1f2", "imputation": "documents/y_from_x", "status": "succeeded"}]),
+    "ShowRun": (
+        None,
+        {"id": "b1f2", "status": "succeeded", "epochs": [{"epoch": 1, "loss": 0.4}], "steps": []},
+    ),
     "Highscores": (
         None,
         [{"rank": 1, "imputation": "documents/y_from_x", "metric": "accuracy", "value": 0.97}],
