@@ -3,7 +3,7 @@ FROM python:3.11-slim-bookworm AS build
 # A CPU build of PyTorch; pass --build-arg TORCH_INDEX=https://pypi.org/simple for CUDA.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /src
-COPY constraints.txt pyproject.toml README.md LICENSE CHANGELOG.md ./
+COPY constraints.txt requirements.lock pyproject.toml README.md LICENSE CHANGELOG.md ./
 COPY superduper superduper
 COPY client client
 COPY server server
@@ -11,7 +11,9 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/superduper \
     && /opt/superduper/bin/pip install --constraint constraints.txt --index-url "$TORCH_INDEX" \
         --extra-index-url https://pypi.org/simple torch==2.13.0 \
-    && /opt/superduper/bin/pip install --constraint constraints.txt ".[server,images]"
+    && /opt/superduper/bin/pip install --require-hashes --no-deps -r requirements.lock \
+    && /opt/superduper/bin/pip install --no-deps --constraint constraints.txt ".[server,images]" \
+    && /opt/superduper/bin/pip check
 
 FROM python:3.11-slim-bookworm
 RUN useradd --create-home --uid 10001 superduper \

@@ -15,7 +15,8 @@ const in_ours = (actions, collections) =>
   }));
 // What a worker keeps account in. It may not add tokens, and adds to the audit log only.
 const KEPT = [
-  "artifacts", "artifacts.files", "artifacts.chunks", "components", "failures", "imputations",
+  "artifacts", "artifacts.files", "artifacts.chunks", "checkpoints", "checkpoints.files",
+  "checkpoints.chunks", "components", "failures", "imputations",
   "jobs", "runs", "tallies", "watchers", "workers",
 ];
 

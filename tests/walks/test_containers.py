@@ -124,6 +124,20 @@ def test_the_image_runs_as_nobody_special() -> None:
     assert entrypoint in PROJECT["scripts"]
 
 
+def test_what_the_image_installs_is_pinned_by_hash() -> None:
+    assert "--require-hashes --no-deps -r requirements.lock" in DOCKERFILE
+    lock = (ROOT / "requirements.lock").read_text().replace("\\\n", " ")
+    entries = [line.split() for line in lock.splitlines() if not line.startswith("#")]
+    locked = dict(first.split("==") for first, *_ in entries)
+    assert all(rest and all(h.startswith("--hash=sha256:") for h in rest) for _, *rest in entries)
+    tested = {normal(name): version for name, version in CONSTRAINTS.items()}
+    assert {n: v for n, v in locked.items() if tested.get(normal(n), v) != v} == {}
+    extras = PROJECT["optional-dependencies"]
+    wanted = sum((extras[name] for name in ("torch", "server", "images")), PROJECT["dependencies"])
+    names = {normal(re.split(r"[^\w.-]", text)[0]) for text in wanted}
+    assert names - set(map(normal, locked)) == {"torch", normal(PROJECT["name"])}
+
+
 def test_every_dependency_has_a_tested_version() -> None:
     wanted = [*PROJECT["dependencies"], *sum(PROJECT["optional-dependencies"].values(), [])]
     names = {normal(re.split(r"[^\w.-]", text)[0]) for text in wanted} - {normal(PROJECT["name"])}
