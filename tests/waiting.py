@@ -7,7 +7,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def until(find: Callable[[], T], what: str = "the condition", seconds: float = 60.0) -> T:
+def until(find: Callable[[], T], seconds: float = 60.0, what: str = "the condition") -> T:
     """What `find` returns as soon as it is true; fails after the deadline."""
     deadline = time.monotonic() + seconds
     while not (found := find()):

@@ -5,6 +5,7 @@ On the console a line for each, in TensorBoard's event files a tag, in CSV and J
 
 import csv
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ class TensorBoardLogger(Policy):
         return {}
 
 
-class _RowLogger(Policy):
+class _RowLogger(Policy, ABC):
     """A file with a row for each epoch; one that goes on drops the rows it will write again."""
 
     def __init__(self, path: str | Path) -> None:
@@ -106,11 +107,11 @@ class _RowLogger(Policy):
         """Go on from a state."""
         self._kept = state["rows"]
 
-    def _read(self) -> list[dict[str, Any]]:
-        raise NotImplementedError
+    @abstractmethod
+    def _read(self) -> list[dict[str, Any]]: ...
 
-    def _write(self, rows: list[dict[str, Any]]) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _write(self, rows: list[dict[str, Any]]) -> None: ...
 
 
 class CSVLogger(_RowLogger):

@@ -43,7 +43,7 @@ def serving(database: Database[Any]) -> Iterator[str]:
     server: uvicorn.Server = make_server(database, port=0, insecure=True)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    until(lambda: server.started, "the server")
+    until(lambda: server.started, what="the server")
     port = server.servers[0].sockets[0].getsockname()[1]
     yield f"http://127.0.0.1:{port}"
     server.should_exit = True

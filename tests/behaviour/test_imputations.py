@@ -79,7 +79,7 @@ def test_later_inserts_are_filled_whoever_makes_them(trained, place):
     docs, _ = trained
     docs.insert_one({"_id": "ours", "x": torch.full((DIM,), 3.0)})
     place.database[docs.name].insert_one({"_id": "plain", "x": [0.0] * DIM})
-    until(lambda: "y" in docs.find_one("ours") and "y" in docs.find_one("plain"), "both fills")
+    until(lambda: "y" in docs.find_one("ours") and "y" in docs.find_one("plain"), what="both fills")
     assert docs.find_one("ours")["y"] == "dog"
     assert docs.find_one("plain")["y"] == "cat"
 
@@ -88,10 +88,10 @@ def test_a_persons_value_is_never_overwritten(trained, place):
     docs, imputation = trained
     given = imputation.counts()["given"]
     place.database[docs.name].update_one({"_id": 250}, {"$set": {"y": "mouse"}})
-    until(lambda: "y" not in docs.find_one(250).get("_fill", {}), "the correction to be seen")
+    until(lambda: "y" not in docs.find_one(250).get("_fill", {}), what="the correction to be seen")
     docs.update_one({"_id": 250}, {"$set": {"x": torch.zeros(DIM)}})
     docs.insert_one({"_id": "later", "x": torch.zeros(DIM)})
-    until(lambda: "y" in docs.find_one("later"), "a later fill")
+    until(lambda: "y" in docs.find_one("later"), what="a later fill")
     assert docs.find_one(250)["y"] == "mouse"
     assert imputation.counts()["given"] == given + 1
 
@@ -100,7 +100,7 @@ def test_a_changed_input_is_filled_anew(trained):
     docs, _ = trained
     assert docs.find_one(252)["y"] == "cat"
     docs.update_one({"_id": 252}, {"$set": {"x": torch.full((DIM,), 3.0)}})
-    until(lambda: docs.find_one(252)["y"] == "dog", "the new value")
+    until(lambda: docs.find_one(252)["y"] == "dog", what="the new value")
 
 
 def test_predictions_come_from_the_trained_model(trained):
@@ -226,7 +226,7 @@ def test_pause_and_resume(docs):
     assert imputation.pause().status == "paused"
     docs.insert_one({"_id": 1, "n": 4})
     imputation.resume().wait(timeout=60, progress=False)
-    until(lambda: docs.find_one(1).get("m") == 8, "what was missed")
+    until(lambda: docs.find_one(1).get("m") == 8, what="what was missed")
 
 
 def test_objective_is_another_word_for_loss(shop):
@@ -247,12 +247,15 @@ def test_a_poison_document_is_listed_and_the_others_are_filled(docs):
     docs.create_model("reciprocal", reciprocal)
     imputation = docs.create_watcher("inverse", model="reciprocal", key="n", target="inverse")
     imputation.wait(timeout=60, progress=False)
-    until(lambda: imputation.failures() and imputation.failures()[0]["state"] == "dead", "the end")
+    until(
+        lambda: imputation.failures() and imputation.failures()[0]["state"] == "dead",
+        what="the end",
+    )
     (failure,) = imputation.failures()
     assert failure["document"] == 7 and "division" in str(failure["error"])
     assert docs.count_documents({"inverse": {"$exists": True}}) == 39
     docs.update_one({"_id": 7}, {"$set": {"n": 8}})
-    until(lambda: docs.find_one(7).get("inverse") == 60, "the mended document")
+    until(lambda: docs.find_one(7).get("inverse") == 60, what="the mended document")
     assert imputation.counts()["failed"] == 0
 
 
@@ -264,10 +267,10 @@ def test_watchers_chain_through_features(docs):
     docs.create_watcher("doubles", model="double", key="text", features={"text": "length"})
     until(
         lambda: docs.find_one(2).get("_outputs", {}).get("text", {}).get("double") == 6,
-        "the chained output",
+        what="the chained output",
     )
     docs.update_one({"_id": 2}, {"$set": {"text": "abcd"}})
-    until(lambda: docs.find_one(2)["_outputs"]["text"]["double"] == 8, "the refreshed chain")
+    until(lambda: docs.find_one(2)["_outputs"]["text"]["double"] == 8, what="the refreshed chain")
 
 
 def test_a_failed_fit_tells_why(docs):
@@ -330,5 +333,5 @@ def test_a_dotted_target_and_several_inputs(docs):
     docs.insert_many([{"_id": i, "a": {"b": i}, "c": 2} for i in range(5)])
     docs.create_model("product", lambda fields: fields["a.b"] * fields["c"])
     docs.create_watcher("products", model="product", key=["a.b", "c"], target="out.p")
-    until(lambda: docs.count_documents({"out.p": {"$exists": True}}) == 5, "all products")
+    until(lambda: docs.count_documents({"out.p": {"$exists": True}}) == 5, what="all products")
     assert docs.find_one(4)["out"] == {"p": 8}

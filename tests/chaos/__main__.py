@@ -18,8 +18,9 @@ from pymongo import MongoClient
 from tests.chaos.adversary import Adversary
 from tests.chaos.broken import BREAKS
 from tests.chaos.checker import Checker
-from tests.chaos.place import Place, place, until
+from tests.chaos.place import Place, place
 from tests.chaos.users import OPTIONS, User
+from tests.waiting import until
 
 WORKER = "superduper.imputations.work"
 CONVERGE_SECONDS = 60.0
@@ -51,7 +52,7 @@ def _run_in(here: Place, options: argparse.Namespace) -> dict[str, Any]:
         here, users, seed=options.seed, kills=options.kills, seconds=options.seconds
     )
     try:
-        until(lambda: any(user.counts["insert"] for user in users), 30, "nobody inserts")
+        until(lambda: any(user.counts["insert"] for user in users), 30, "the first insert")
         adversary.run()
         for user in users:
             user.join(options.seconds + 60)

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from superduper.store.folder import Folder
 from superduper.store.servers import answers
 from tests.chaos.answer import model
 from tests.jobs.proxy import Proxy
+from tests.waiting import until
 
 LEASE_SECONDS = 3.0
 PREDICT_SECONDS = 3.0
@@ -132,16 +133,7 @@ class Place:
             if str(self._port) in child.cmdline():
                 child.kill()
                 child.wait(timeout=30)
-        until(lambda: answers(self._port), STORE_SECONDS, "the store is not back")
-
-
-def until(condition: Callable[[], object], seconds: float, complaint: str) -> None:
-    """Wait for a condition, with a deadline."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{complaint} after {seconds:g} s")
-        time.sleep(0.05)
+        until(lambda: answers(self._port), STORE_SECONDS, "the store")
 
 
 @contextlib.contextmanager
@@ -165,4 +157,4 @@ def place(module: str = "superduper.imputations.work") -> Iterator[Place]:
                 here.workers.kill(slot)
             proxy.close()
             client.close()
-            until(lambda: not Folder(folder / "store").has_keeper(), 60, "the keeper goes on")
+            until(lambda: not Folder(folder / "store").has_keeper(), 60, "the keeper's end")

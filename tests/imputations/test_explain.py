@@ -6,12 +6,13 @@ import bson
 import pytest
 import torch
 from pymongo.database import Database
-from watching import Watching, until
+from watching import Watching
 
 from superduper.imputations.explain import Explainer
 from superduper.imputations.hosting import open_hosts
 from superduper.imputations.provenance import fill_record, value_hash
 from superduper.training.runs import Runs
+from tests.waiting import until
 
 FILLS = 150
 

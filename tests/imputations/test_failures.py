@@ -10,13 +10,14 @@ import pytest
 from bson import ObjectId
 from filling import Filling, record_of
 from pymongo.database import Database
-from watching import Watching, until
+from watching import Watching
 
 from superduper.imputations import failures
 from superduper.imputations.failures import Case, Failures, key_of
 from superduper.imputations.hosting import open_hosts
 from superduper.imputations.isolate import BatchSize, Isolation, ModelUnusable, Patience
 from superduper.imputations.provenance import input_hash
+from tests.waiting import until
 
 IDS: list[Any] = [1, "1", ObjectId(), {"a": 1}, None, 2.5]
 

@@ -123,13 +123,13 @@ def test_killed_at_random_steps_it_ends_as_one_that_was_never_stopped(
     for _ in range(3):
         worker = start_worker()
         goal = reached + random.randint(5, 40)
-        until(lambda goal=goal: _step(checkpoints) >= goal, "a later checkpoint", seconds=120)
+        until(lambda goal=goal: _step(checkpoints) >= goal, what="a later checkpoint", seconds=120)
         worker.kill()
         worker.wait()
         reached = _step(checkpoints)
         assert checkpoints.count_documents({}) <= 3  # a kill may leave one that was to be pruned
     start_worker()
-    ended = until(lambda: _ended(fitting, job), "the end of the fit", seconds=180)
+    ended = until(lambda: _ended(fitting, job), what="the end of the fit", seconds=180)
     assert ended["state"] == "succeeded", ended["error"]
     run = fitting.work.runs.get(ended["result"]["run"])
 
@@ -137,7 +137,7 @@ def test_killed_at_random_steps_it_ends_as_one_that_was_never_stopped(
     assert run["resumed_from"]["step"] >= reached > 0
     assert run["parent"] is not None and len(run["steps"]) == 240
     assert fitting.imputations.get("docs", record.name).active == 1
-    until(lambda: checkpoints.count_documents({}) == 0, "checkpoints that nobody needs to go")
+    until(lambda: checkpoints.count_documents({}) == 0, what="checkpoints that nobody needs to go")
 
 
 def _step(checkpoints: Any) -> int:

@@ -32,10 +32,10 @@ def test_a_worker_removes_what_nothing_refers_to(database: Database[Any], tmp_pa
     stop = threading.Event()
     thread = threading.Thread(target=keeping.run, args=(stop,))
     thread.start()
-    until(lambda: blobs.count_documents({}) == 1, "the orphan to be removed")
+    until(lambda: blobs.count_documents({}) == 1, what="the orphan to be removed")
     until(
         lambda: database["superduper.checkpoints.files"].count_documents({}) == 0,
-        "the checkpoint to be removed",
+        what="the checkpoint to be removed",
     )
     stop.set()
     thread.join()

@@ -12,9 +12,10 @@ import pytest
 from bson import ObjectId
 from interrupted import wire_to
 from pymongo.database import Database
-from watching import Watching, until
+from watching import Watching
 
 from superduper.store.mongo import connect_mongo
+from tests.waiting import until
 
 
 @pytest.fixture

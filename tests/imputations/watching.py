@@ -3,7 +3,7 @@
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,14 +16,6 @@ from superduper.imputations.watch import WatchService
 from superduper.store.artifacts import ArtifactStore
 from superduper.store.registry import Component, Registry
 from superduper.store.signing import Keyring
-
-
-def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    """Wait until the condition holds; fail after the deadline."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not become true in time"
-        time.sleep(0.02)
 
 
 class Watching:

@@ -32,7 +32,8 @@ from superduper.jobs.channel import ChildError
 from superduper.jobs.child import Child
 from superduper.jobs.limits import Limits
 from superduper.jobs.queue import Cancelled
-from tests.jobs.waiting import is_gone, until
+from tests.jobs.waiting import is_gone
+from tests.waiting import until
 
 
 def still_answers(child: Child) -> bool:

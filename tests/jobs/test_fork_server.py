@@ -10,7 +10,8 @@ import pytest
 from superduper.errors import ChildDied
 from superduper.jobs.child import Child
 from superduper.jobs.limits import Limits
-from tests.jobs.waiting import is_gone, until
+from tests.jobs.waiting import is_gone
+from tests.waiting import until
 
 ENTRY = "tests.jobs.entries:main"
 

@@ -10,7 +10,7 @@ from pymongo.database import Database
 
 from superduper.errors import LostLease
 from superduper.jobs.lease import Lease, Renewal
-from tests.jobs.waiting import until
+from tests.waiting import until
 
 Store = Database[dict[str, Any]]
 

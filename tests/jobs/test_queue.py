@@ -13,7 +13,7 @@ from superduper.errors import InvalidInput, LostLease, NotFound, TooLarge
 from superduper.jobs.channel import ChildError
 from superduper.jobs.lease import NOW
 from superduper.jobs.queue import Cancelled, Queue, RunningJob
-from tests.jobs.waiting import until
+from tests.waiting import until
 
 KINDS = ("fit",)
 

@@ -17,7 +17,8 @@ from superduper.errors import ChildDied, UserCodeError
 from superduper.jobs.queue import Queue, RunningJob
 from superduper.jobs.worker import Handler, Service, Worker, alive_workers
 from tests.jobs.proxy import Proxy
-from tests.jobs.waiting import is_gone, until
+from tests.jobs.waiting import is_gone
+from tests.waiting import until
 
 Store = Database[dict[str, Any]]
 Process = subprocess.Popen[bytes]

@@ -85,7 +85,7 @@ def serving(server: Server) -> Iterator[Server]:
     """A server in a thread of this process."""
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    until(lambda: server.started, "the server")
+    until(lambda: server.started, what="the server")
     try:
         yield server
     finally:

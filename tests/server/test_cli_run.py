@@ -27,7 +27,7 @@ def test_a_store_for_any_client(tmp_path: Path) -> None:
         with running(tmp_path / "second", "store", "--path", str(path), "--json") as second:
             assert second.ready == store.ready
         assert store.end() == 0
-    until(lambda: not Folder(path).has_keeper(), "the store to close")
+    until(lambda: not Folder(path).has_keeper(), what="the store to close")
     with (
         running(tmp_path / "again", "store", "--path", str(path), "--json") as again,
         pymongo.MongoClient[dict[str, Any]](again.ready["address"]) as client,
@@ -53,7 +53,7 @@ def test_all_in_one(tmp_path: Path, number: signal.Signals) -> None:
         assert up.end(number) == 0, up.log()
         assert "Traceback" not in up.log()
         assert up.ready["token"] not in up.log()
-    until(lambda: not Folder(path).has_keeper(), "the store to close")
+    until(lambda: not Folder(path).has_keeper(), what="the store to close")
 
 
 def test_what_people_see(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_worker_until_it_is_stopped(
         worker = subprocess.Popen(command, stderr=log, env=env)
     try:
         # Others may work for every database of the store, this one included.
-        until(lambda: worker.pid in pids(alive_workers(database)), "the worker to be alive")
+        until(lambda: worker.pid in pids(alive_workers(database)), what="the worker to be alive")
         alive = subprocess.run([*CLI, "status", "--alive", "--json"], env=env, capture_output=True)
         assert alive.returncode == 0, alive.stderr
         assert worker.pid in pids(json.loads(alive.stdout)["workers"])

@@ -123,7 +123,7 @@ def test_a_client_that_does_not_read_is_hung_up_on(server: Server, database: Dat
     )
     with connected(server.url, asked, body) as connection:
         assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
-        until(lambda: not server.server_state.connections, "the server to hang up", 20)
+        until(lambda: not server.server_state.connections, what="the server to hang up", seconds=20)
 
 
 def test_an_honest_client_notices_nothing(server: Server) -> None:
@@ -143,7 +143,7 @@ def test_one_address_cannot_take_all_connections(server: Server) -> None:
     finally:
         for connection in mine:
             connection.close()
-    until(lambda: not server.server_state.connections, "all to be forgotten")
+    until(lambda: not server.server_state.connections, what="all to be forgotten")
     with httpx2.Client(base_url=server.url) as http:
         assert http.get("/healthz").status_code == 200
 

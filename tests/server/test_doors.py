@@ -76,7 +76,7 @@ def plain_server(models_server: Server, store_uri: str) -> Iterator[tuple[str, A
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
         thread.start()
-        until(lambda: server.started, "the server")
+        until(lambda: server.started, what="the server")
         yield f"http://127.0.0.1:{bound.getsockname()[1]}", app.state.fast
         server.should_exit = True
         thread.join(30)
@@ -147,7 +147,7 @@ def test_a_request_in_two_pieces_goes_the_ordinary_way(models_server: Server) ->
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.sendall(head + body[:5])
-        until(lambda: models_server.server_state.tasks, "the application has it")
+        until(lambda: models_server.server_state.tasks, what="the application has it")
         connection.sendall(body[5:])
         received = b""
         while not received.endswith(b"}"):

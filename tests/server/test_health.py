@@ -35,7 +35,7 @@ def test_ready_is_honest_when_the_database_is_gone(tmp_path: Path) -> None:
         with TestClient(app, base_url=BASE_URL) as reached:
             assert reached.get("/readyz").status_code == 200
             attachment.close()
-            until(lambda: reached.get("/readyz").status_code == 503, "an honest answer")
+            until(lambda: reached.get("/readyz").status_code == 503, what="an honest answer")
             answer = reached.get("/readyz")
             assert answer.json()["reasons"] == ["the database does not answer"]
             assert answer.headers["retry-after"] == "1"
@@ -66,18 +66,18 @@ def test_ready_is_red_while_nobody_fills(stranger: TestClient, database: Databas
     where = {"_id": record.id}
     imputations.documents.update_one(where, {"$set": {"active": 1}})
     alone = "no worker follows 1 of the collections that are filled"
-    until(lambda: reasons() == [alone], "nobody follows")
+    until(lambda: reasons() == [alone], what="nobody follows")
     now = server_now_ms(database)
     held = {"owner": "somebody", "expires_at": now + 600_000, "seen_at": now, "lag_ms": 0}
     streams = database["superduper.watchers"]
     streams.insert_one({"_id": "stream:docs", **held})
-    until(lambda: reasons() == [], "somebody follows")
+    until(lambda: reasons() == [], what="somebody follows")
     streams.update_one({}, {"$set": {"lag_ms": 31_000, "seen_at": now - 61_000}})
-    until(lambda: len(reasons()) == 2, "late and silent")
+    until(lambda: len(reasons()) == 2, what="late and silent")
     assert "more than 30 s behind" in reasons()[0]
     assert "silent for 60 s" in reasons()[1]
     imputations.documents.update_one(where, {"$set": {"paused": True}})
-    until(lambda: reasons() == [], "what is paused needs nobody")
+    until(lambda: reasons() == [], what="what is paused needs nobody")
 
 
 def test_ready_is_no_more_once_it_stops(app: FastAPI, stranger: TestClient) -> None:

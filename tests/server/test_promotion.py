@@ -58,14 +58,14 @@ def test_no_request_is_lost_while_another_version_takes_over(server: Server) -> 
     for thread in threads:
         thread.start()
     try:
-        until(lambda: len(versions) > 20, "answers of the first version")
+        until(lambda: len(versions) > 20, what="answers of the first version")
         assert {version for _, version in versions} == {1}
         registry.set_live("docs", "model", "m", 2)  # as another process would
-        until(lambda: versions[-1][1] == 2, "answers of the second version")
+        until(lambda: versions[-1][1] == 2, what="answers of the second version")
         hosts = server.backend.service.context.hosts
         assert hosts.is_loaded("docs/model/m@2")
         registry.set_live("docs", "model", "m", 1)
-        until(lambda: versions[-1][1] == 1, "answers of the first version again")
+        until(lambda: versions[-1][1] == 1, what="answers of the first version again")
     finally:
         stop.set()
         for thread in threads:

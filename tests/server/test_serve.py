@@ -86,7 +86,7 @@ def test_what_was_begun_is_finished(server: Running, database: Database[Any]) ->
         def slowly() -> Iterator[bytes]:
             yield body[:10]
             went.set()
-            until(lambda: is_closed(server.ready["url"]), "the port to close")
+            until(lambda: is_closed(server.ready["url"]), what="the port to close")
             yield body[10:]
 
         def post() -> None:

@@ -75,7 +75,7 @@ def test_a_follower_that_hangs_up_is_forgotten(server: Running, database: Databa
             seen = events(response.iter_lines())  # closes the connection when it is forgotten
             next(seen)
             assert in_flight(http) == 2
-        until(lambda: in_flight(http) == 1, "the stream to be forgotten")
+        until(lambda: in_flight(http) == 1, what="the stream to be forgotten")
 
 
 def in_flight(http: httpx2.Client) -> int:
@@ -120,8 +120,8 @@ def test_a_reader_who_stops_half_way_frees_the_cursor(database: Database[Any]) -
             chunks = response.iter_bytes()  # closes the connection when it is forgotten
             next(chunks)
             assert server.backend.streams == 1
-        until(lambda: server.backend.streams == 0, "the stream to be forgotten")
-        until(lambda: server.backend.requests.pending == 0, "its thread to be free")
+        until(lambda: server.backend.streams == 0, what="the stream to be forgotten")
+        until(lambda: server.backend.requests.pending == 0, what="its thread to be free")
 
 
 def resident_mb(pid: int) -> float:

@@ -67,11 +67,11 @@ def test_a_database_that_dies_is_said_and_the_same_clients_go_on(
         docs.create_model("treble", lambda n: n * 3)
         docs.create_watcher("doubles", model="double", key="n", target="m")
         docs.insert_one({"_id": 1, "n": 4})
-        until(lambda: (remote.find_one(1) or {}).get("m") == 8, "the first document")
+        until(lambda: (remote.find_one(1) or {}).get("m") == 8, what="the first document")
         (keeper,), (dead,) = store.keepers(), store.servers()
         keeper.suspend()  # so that it does not start another
         dead.kill()
-        until(lambda: dead.status() == psutil.STATUS_ZOMBIE, "its end")
+        until(lambda: dead.status() == psutil.STATUS_ZOMBIE, what="its end")
         tried = [*operations(docs).values()]
         tried += [operations(remote)[name] for name in ("insert", "find", "show")]
         with ThreadPoolExecutor(len(tried)) as pool:
@@ -80,9 +80,9 @@ def test_a_database_that_dies_is_said_and_the_same_clients_go_on(
             assert http.get("/healthz").status_code == 200
             assert http.get("/readyz").status_code == 503
         keeper.resume()
-        until(lambda: works(lambda: remote.insert_one({"_id": 2, "n": 5})), "the database")
+        until(lambda: works(lambda: remote.insert_one({"_id": 2, "n": 5})), what="the database")
         docs.insert_one({"_id": 3, "n": 6})
-        until(lambda: docs.count_documents({"m": {"$exists": True}}) >= 3, "the fills")
+        until(lambda: docs.count_documents({"m": {"$exists": True}}) >= 3, what="the fills")
         assert [row["name"] for row in docs.list("imputation")] == ["doubles"]
         assert remote.predict("treble", [1, 2]) == [3, 6]
 
@@ -100,7 +100,7 @@ def test_a_full_disk_leaves_nothing_half_registered(
                 weight = os.urandom(1_500_000)
         assert number > 0
         small_disk()
-        until(lambda: works(lambda: docs.count_documents({})), "the database")
+        until(lambda: works(lambda: docs.count_documents({})), what="the database")
         with pytest.raises(NotFound):
             docs.show("model", f"model{number}")
         assert [row["name"] for row in docs.list("model")] == [f"model{i}" for i in range(number)]

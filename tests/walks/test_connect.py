@@ -95,7 +95,7 @@ def test_programs_at_once_share_store_and_worker_and_one_may_be_killed(tmp_path:
         Program(MANY, tmp_path, SUPERDUPER_URI=uri, NUMBER=str(number)) for number in range(4)
     ]
     assert [program.line() for program in programs] == ["ready"] * 4
-    until(lambda: "superduper.imputations.work" in modules_in(tmp_path), "the worker")
+    until(lambda: "superduper.imputations.work" in modules_in(tmp_path), what="the worker")
     assert not (tmp_path / "superduper-data").exists()  # SUPERDUPER_URI says where
     assert modules_in(tmp_path) == [
         "secantus",
@@ -109,11 +109,11 @@ def test_programs_at_once_share_store_and_worker_and_one_may_be_killed(tmp_path:
     assert max(counted) == 7
     with superduper.connect(uri, worker="none") as client:
         docs = client["shop"]["documents"]
-        until(lambda: docs.count_documents({"loud": {"$exists": True}}) == 7, "all seven")
+        until(lambda: docs.count_documents({"loud": {"$exists": True}}) == 7, what="all seven")
         for program in programs:
             assert program.end() == 0
         assert docs.find_one({"_id": 103})["loud"] == "CD"
-    until(lambda: not processes_of(tmp_path), "the store to close")
+    until(lambda: not processes_of(tmp_path), what="the store to close")
 
 
 def test_a_standalone_server_is_told_what_to_do(secantus: Callable[..., str]) -> None:

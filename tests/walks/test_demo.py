@@ -24,4 +24,4 @@ def test_the_demo_fills_digits_and_leaves_nothing_running(tmp_path: Path) -> Non
     assert re.search(r"filled with '\d' \d+ ms after the insert", done.stdout)
     assert re.search(r'predict → \{"outputs":\["\d"\],"version":\d', done.stdout)
     assert "Next: " in done.stdout.splitlines()[-1]
-    until(lambda: not processes_of(tmp_path), "all processes to end", 20)
+    until(lambda: not processes_of(tmp_path), what="all processes to end", seconds=20)

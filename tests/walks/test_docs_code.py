@@ -42,7 +42,7 @@ def test_the_quick_start_by_hand(tmp_path: Path) -> None:
     for key in re.findall(r'"(\w+)":', carried):
         assert f"'{key}'" in filled
     assert prediction == "dog"
-    until(lambda: not processes_of(tmp_path), "the store to close")
+    until(lambda: not processes_of(tmp_path), what="the store to close")
     serve_it(tmp_path, over_http)
 
 
@@ -61,7 +61,7 @@ def serve_it(folder: Path, snippet: str) -> None:
         with up.http() as http:
             headers = {"Content-Type": "application/json"}
             assert http.post(curl[2], content=curl[1], headers=headers).json()["outputs"] == ["dog"]
-    until(lambda: not processes_of(folder), "the store to close")
+    until(lambda: not processes_of(folder), what="the store to close")
 
 
 def test_the_names_in_the_readme_exist() -> None:
