@@ -246,9 +246,10 @@ class PromoteVersion(OnImputation):
 
 
 class RollbackImputation(OnImputation):
-    """Make the version that was live before live again."""
+    """Make the version that was live before live again, and let it refill the other's values."""
 
     route = Route("POST", f"{_IMPUTATION}/rollback", role="trainer")
+    refill: bool = False
 
 
 class RevertVersion(OnImputation):
@@ -257,6 +258,13 @@ class RevertVersion(OnImputation):
     route = Route("POST", f"{_IMPUTATION}/revert", role="trainer")
     version: Version
     force: bool = False
+
+
+class RedoVersion(OnImputation):
+    """Put back what a revert took, where what it left still stands."""
+
+    route = Route("POST", f"{_IMPUTATION}/redo", role="trainer")
+    version: Version
 
 
 class PreviewImputation(OnImputation):

@@ -126,9 +126,12 @@ class Imputation:
         self._send(commands.PromoteVersion, version=version)
         return self
 
-    def rollback(self) -> Self:
-        """Make the version that was live before live again."""
-        self._send(commands.RollbackImputation)
+    def rollback(self, refill: bool = False) -> Self:
+        """Make the version that was live before live again.
+
+        What the other filled stays until `revert`; with `refill=True` it is replaced.
+        """
+        self._send(commands.RollbackImputation, refill=refill)
         return self
 
     def revert(self, version: int, force: bool = False) -> int:
@@ -138,6 +141,10 @@ class Imputation:
         imputation paused first, or `force=True` given, which pauses it.
         """
         return int(self._send(commands.RevertVersion, version=version, force=force)["reverted"])
+
+    def redo(self, version: int) -> int:
+        """Put back what `revert` took, where what it left still stands; answers how many."""
+        return int(self._send(commands.RedoVersion, version=version)["redone"])
 
     def pause(self) -> Self:
         """Stop filling."""

@@ -30,6 +30,7 @@ HANDLERS: dict[type[Command], Handler] = {
     commands.DeleteImputation: imputations.delete,
     commands.RefitImputation: imputations.refit,
     commands.RevertVersion: imputations.revert,
+    commands.RedoVersion: imputations.redo,
     commands.PreviewImputation: imputations.preview_fills,
     commands.PauseImputation: imputations.pause,
     commands.ResumeImputation: imputations.resume,

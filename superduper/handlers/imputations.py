@@ -13,7 +13,7 @@ from superduper.imputations.explain import Explainer
 from superduper.imputations.fit import adopt
 from superduper.imputations.imputation import ImputationRecord, record_of, watcher_of
 from superduper.imputations.provenance import BASE
-from superduper.imputations.revert import revert_version
+from superduper.imputations.revert import redo_version, revert_version
 from superduper.imputations.states import States, preview
 from superduper.jobs.worker import alive_workers
 from superduper.store.registry import Registry, head_id
@@ -255,15 +255,28 @@ def rollback(context: Context, command: commands.RollbackImputation, author: str
     earlier = [entry["version"] for entry in record.history if entry["version"] != record.active]
     if not earlier:
         raise InvalidInput(f"imputation {record.name!r} has no earlier version to go back to")
-    return _activate(context, command, earlier[-1], author, f"rolled back from {record.active}")
+    reason = f"rolled back from {record.active}"
+    refill = record.active if command.refill else None
+    return _activate(context, command, earlier[-1], author, reason, refill)
 
 
 def _activate(
-    context: Context, command: commands.OnImputation, version: int, author: str, reason: str
+    context: Context,
+    command: commands.OnImputation,
+    version: int,
+    author: str,
+    reason: str,
+    refill: int | None = None,
 ) -> dict[str, Any]:
     _warm(context, context.imputations.get(command.collection, command.name), version)
     context.imputations.activate(
-        command.collection, command.name, version, by=author, reason=reason, now=context.now()
+        command.collection,
+        command.name,
+        version,
+        by=author,
+        reason=reason,
+        now=context.now(),
+        refill=refill,
     )
     record = context.imputations.get(command.collection, command.name)
     assert record.active_component is not None  # activate has just set it
@@ -293,6 +306,12 @@ def revert(context: Context, command: commands.RevertVersion) -> dict[str, Any]:
             )
         context.imputations.set_paused(record, True, now=context.now())
     return {"reverted": revert_version(context.database, record, command.version)}
+
+
+def redo(context: Context, command: commands.RedoVersion) -> dict[str, Any]:
+    """Put back what was taken."""
+    record = context.imputations.get(command.collection, command.name)
+    return {"redone": redo_version(context.database, record, command.version)}
 
 
 def pause(context: Context, command: commands.PauseImputation) -> dict[str, Any]:

@@ -174,7 +174,7 @@ class Crew:
         Raises NotFound if its model is gone.
         """
         key = (record.id, retrying)
-        is_for = (record.created_at, record.active, record.active_component)
+        is_for = (record.created_at, record.active, record.active_component, record.refilled)
         with self._lock:
             kept = self._fillers.get(key)
             if kept is not None and kept[0] == is_for:

@@ -40,6 +40,11 @@ class Work:
     stale: Mapping[str, Stale]
 
     @property
+    def input_changed(self) -> bool:
+        """Whether a value of ours belongs to another input than the present one."""
+        return any(each.record.get("input") != self.case.input for each in self.stale.values())
+
+    @property
     def document_id(self) -> Any:
         """The document's `_id`."""
         return self.case.document_id
@@ -53,21 +58,31 @@ def decide(record: ImputationRecord, document: RawBSONDocument) -> Work | None:
         return None
     missing, stale = [], {}
     hashed = input_hash(values)
+    keeps = record.spec.get("on_input_change", "refill") == "keep"
     for path in record.write_paths:
         value = paths.get(document, path)
         if value is paths.MISSING:
             missing.append(path)
             continue
         fill = fill_of(document, path)
-        ours = fill is not None and fill.get("imputation") == record.name
-        if fill is not None and ours and fill.get("input") != hashed and is_ours(document, path):
+        if fill is None or fill.get("imputation") != record.name:
+            continue
+        changed = fill.get("input") != hashed and not keeps
+        if (changed or fill.get("version") == record.refilled) and is_ours(document, path):
             stale[path] = Stale(value, fill)
-    if record.spec.get("on_input_change", "refill") == "keep":
-        stale = {}
     if not missing and not stale:
         return None
     case = Case(document["_id"], hashed, record.active)
     return Work(document, values, case, tuple(missing), stale)
+
+
+def read_as(
+    record: ImputationRecord, document: RawBSONDocument, values: Sequence[Any]
+) -> dict[str, Any]:
+    """The inputs by path, as they must still be when a value computed from them is written."""
+    if BASE in record.input_paths:
+        return {BASE: document}
+    return dict(zip(record.input_paths, values, strict=True))
 
 
 def projection_of(records: Sequence[ImputationRecord]) -> dict[str, int] | None:

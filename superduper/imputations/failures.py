@@ -131,6 +131,11 @@ class Failures:
         fields = {"state": "cleared", "attempts": 0, "next_at": now, "error": None}
         self._note((case, fields) for case in cases)
 
+    def take_back(self, cases: Iterable[Case], now: int) -> None:
+        """Note documents whose value a person has this version take back."""
+        fields = {"state": "reverted", "attempts": 0, "next_at": now, "error": None}
+        self._note((case, fields) for case in cases)
+
     def forget(self, document_ids: Sequence[Any]) -> None:
         """Drop the records of documents that were filled, changed or deleted."""
         if document_ids:

@@ -67,6 +67,11 @@ class ImputationRecord:
         return self.spec.get("loss") is not None or self.spec.get("trainer") is not None
 
     @property
+    def refilled(self) -> int | None:
+        """The version whose values the live one is to replace, if that was asked for."""
+        return self.scan.get("refill")
+
+    @property
     def watched(self) -> bool:
         """Whether a watcher belongs to it."""
         return bool(self.spec.get("watcher", True))
@@ -231,6 +236,7 @@ class Imputations:
         """Forget an imputation and its failures; documents and versions stay."""
         self.documents.delete_one({"_id": record.id})
         self.database["superduper.failures"].delete_many({"imputation": record.id})
+        self.database["superduper.layers"].delete_many({"imputation": record.id})
         self.database["superduper.tallies"].delete_one({"_id": record.id})
 
     # Changing --------------------------------------------------------------------------------
@@ -256,7 +262,7 @@ class Imputations:
         """Stop or resume filling; resuming scans for what was missed."""
         change: dict[str, Any] = {"paused": paused}
         if not paused and record.active is not None:
-            change["scan"] = _pending(record.active, now)
+            change["scan"] = _pending(record.active, now, record.refilled)
         self.documents.update_one({"_id": record.id}, {"$set": change})
 
     def activate(
@@ -269,10 +275,12 @@ class Imputations:
         reason: str,
         model_version: int | None = None,
         now: int | None = None,
+        refill: int | None = None,
     ) -> None:
         """Make a version the live one and ask for a scan, in one atomic step.
 
-        `model_version` is looked up in the version's run when it is not given.
+        `model_version` is looked up in the version's run when it is not given. The values that
+        the version `refill` wrote are replaced; without it values that are there stay.
         Raises NotFound if the imputation or the version does not exist.
         """
         record = self.get(collection, name)
@@ -287,7 +295,7 @@ class Imputations:
                     "active": version,
                     "active_component": {"name": record.spec["model"], "version": model_version},
                     "error": None,
-                    "scan": _pending(version, at),
+                    "scan": _pending(version, at, refill),
                 },
                 "$push": {"history": {"$each": [entry], "$slice": -HISTORY_LENGTH}},
             },
@@ -327,11 +335,16 @@ class Imputations:
         if name is not None:
             filter["name"] = name
         now = self._now()
-        for document in self.documents.find(filter, {"active": 1}):
+        for document in self.documents.find(filter, {"active": 1, "scan.refill": 1}):
             self.documents.update_one(
                 {"_id": document["_id"], "active": document["active"]},
-                {"$set": {"scan": _pending(document["active"], now)}},
+                {"$set": {"scan": _pending(document["active"], now, _refill_of(document))}},
             )
+
+
+def _refill_of(document: Mapping[str, Any]) -> int | None:
+    refill: int | None = (document.get("scan") or {}).get("refill")
+    return refill
 
 
 def _circle(way: tuple[ImputationRecord, ...]) -> str:
@@ -340,8 +353,9 @@ def _circle(way: tuple[ImputationRecord, ...]) -> str:
     return f"imputation {way[0].name!r} would close a circle: {told}, which {way[0].name!r} reads"
 
 
-def _pending(version: int, now: int) -> dict[str, Any]:
-    return {"state": "pending", "version": version, "asked_at": now, "seen": 0, "filled": 0}
+def _pending(version: int, now: int, refill: int | None = None) -> dict[str, Any]:
+    scan = {"state": "pending", "version": version, "asked_at": now, "seen": 0, "filled": 0}
+    return scan if refill is None else {**scan, "refill": refill}
 
 
 def record_of(

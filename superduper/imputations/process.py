@@ -18,13 +18,14 @@ from pymongo.collection import Collection
 from pymongo.database import Database
 
 from superduper.imputations.corrections import releases
-from superduper.imputations.decide import RAW, Work, decide, projection_of, split_outputs
+from superduper.imputations.decide import RAW, Work, decide, projection_of, read_as, split_outputs
 from superduper.imputations.events import Echoes
 from superduper.imputations.failures import KILLED, MAX_ATTEMPTS, Case, Failures, key_of, stands
 from superduper.imputations.fill import Fill, Written, removal_of, update_of, write
 from superduper.imputations.imputation import ImputationRecord
 from superduper.imputations.isolate import Isolation, Outcome
-from superduper.imputations.provenance import BASE, FILL, as_one_value, fill_record
+from superduper.imputations.layers import Layer, Layers
+from superduper.imputations.provenance import FILL, as_one_value, fill_record, value_hash
 
 ROUNDS = 6
 
@@ -88,6 +89,7 @@ class Filler:
         self.clock = clock
         self.counters = counters
         self.failures = Failures(database, record.id)
+        self.layers = Layers(database, record.id)
         self.collection: Collection[Any] = database[record.collection].with_options(RAW)
 
     def read(self, document_ids: Sequence[Any]) -> list[RawBSONDocument]:
@@ -203,7 +205,7 @@ class Filler:
             key = key_of(work.document_id)
             needy.add(key)
             failure = known.get(key)
-            if work.stale and self.record.spec.get("on_input_change") == "clear":
+            if work.input_changed and self.record.spec.get("on_input_change") == "clear":
                 prepared.clearing.append(work)
             elif failure is not None and _killed_another(failure, work.case):
                 prepared.suspects.append(work.case)
@@ -249,9 +251,7 @@ class Filler:
         prepared.fills += [(work, fill) for fill in fills]
 
     def _fill(self, work: Work, path: str, value: Any, confidence: float | None, at: int) -> Fill:
-        inputs = dict(zip(self.record.input_paths, work.values, strict=True))
-        if BASE in inputs:
-            inputs = {BASE: work.document}
+        inputs = read_as(self.record, work.document, work.values)
         record = fill_record(
             imputation=self.record.name,
             version=work.case.version,
@@ -273,6 +273,7 @@ class Filler:
             update_of(fill, exact=key in exact)
             for (_, fill), (_, key) in zip(prepared.fills, echoes, strict=True)
         ]
+        self.layers.keep(_buried(prepared))
         written = self._send(updates, echoes)
         for position, error in written.errors.items():
             prepared.failed.append((prepared.fills[position][0].case, error))
@@ -320,6 +321,15 @@ class Filler:
 
 
 _NEVER_ENDED = {"type": "WorkerDied", "message": "the worker ended during every attempt"}
+
+
+def _buried(prepared: Prepared) -> list[Layer]:
+    """Values that are written over for another version's, not because their input changed."""
+    return [
+        Layer(fill.document_id, fill.target, old.value, old.record, value_hash(fill.record))
+        for _, fill in prepared.fills
+        if (old := fill.replaces) is not None and old.record.get("input") == fill.record["input"]
+    ]
 
 
 def _refused(prepared: Prepared) -> set[bytes]:
