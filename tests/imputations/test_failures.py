@@ -64,7 +64,7 @@ class TestRecords:
     def test_what_is_due(self, kept: Failures) -> None:
         kept.fail([(Case(each, "a", 1), ERROR) for each in IDS], 1, 0)
         kept.fail([(Case("dead", "a", 1), ERROR)], 3, 0)
-        kept.withhold([(Case("unsure", "a", 1), 0.2)], 0)
+        kept.withhold([(Case("unsure", "a", 1), {"confidence": 0.2})], 0)
         kept.begin(Case("running", "a", 1), 0)
         assert kept.due(1999, 10) == []
         assert {key_of(each["document"]) for each in kept.due(2000, 10)} == set(map(key_of, IDS))
