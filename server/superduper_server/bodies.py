@@ -126,7 +126,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
     Raises MalformedBody if it is none or has a key twice, TooLarge if it has too many values.
     """
-    if len(body) > MAX_VALUES and sum(map(body.count, _OPENERS)) > MAX_VALUES:
+    if has_too_many_values(body):
         raise TooLarge(f"more than {MAX_VALUES} values in one body: send fewer, or send tensors")
     try:
         value = orjson.loads(body)
@@ -135,7 +135,8 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise MalformedBody(f"the body is not valid JSON: {error.msg} at {error.pos}") from error
     if not isinstance(value, dict):
         raise MalformedBody("the body must be one JSON object")
-    if len(_KEY_END.findall(body)) != _count_keys(value):
+    ends = len(_KEY_END.findall(body))
+    if ends != len(value) and ends != _count_keys(value):
         json.loads(body, parse_int=_anything, object_pairs_hook=_unique)
     return value
 
@@ -144,6 +145,11 @@ def _integer(text: str) -> int:
     if len(text) > 20 or not -(2**63) <= int(text) < 2**63:
         raise MalformedBody("an integer in the body does not fit 64 bits")
     return int(text)
+
+
+def has_too_many_values(body: bytes) -> bool:
+    """Whether JSON would become more objects than there is room for; asked before it is parsed."""
+    return len(body) > MAX_VALUES and sum(map(body.count, _OPENERS)) > MAX_VALUES
 
 
 def _anything(text: str) -> int:
