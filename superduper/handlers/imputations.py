@@ -91,7 +91,17 @@ def create_watcher(context: Context, command: commands.CreateWatcher, author: st
     return _declare(context, record)
 
 
+def _check_is_no_view(context: Context, name: str) -> None:
+    found = context.database.list_collections(filter={"name": name})
+    if any(each.get("type") == "view" for each in found):
+        raise InvalidInput(
+            f"{name!r} is a view, into which nothing can be written: declare the imputation on "
+            "the collection that it is a view of"
+        )
+
+
 def _declare(context: Context, record: ImputationRecord) -> dict[str, Any]:
+    _check_is_no_view(context, record.collection)
     try:
         context.imputations.create(record)
     except AlreadyExists:

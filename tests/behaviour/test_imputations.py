@@ -292,6 +292,17 @@ def test_a_model_of_the_wrong_width_fails_the_fit_with_a_reason(docs):
         imputation.wait(timeout=120, progress=False)
 
 
+def test_a_view_is_refused(docs, place):
+    docs.insert_one({"n": 1})
+    name = f"{docs.name}_view"
+    place.database.create_collection(name, viewOn=docs.name, pipeline=[])
+    view = place.facade(name)
+    view.create_model("same", lambda value: value)
+    with pytest.raises(InvalidInput, match="is a view"):
+        view.create_watcher("copy", model="same", key="n", target="m")
+    assert view.list("imputation") == []
+
+
 def test_a_circle_is_refused(docs):
     docs.create_model("same", lambda value: value)
     docs.create_watcher("ab", model="same", key="a", target="b")
