@@ -123,6 +123,7 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
     "PromoteVersion": ({"version": 2}, {**_NAMED, "active": 2}),
     "RollbackImputation": (None, {**_NAMED, "active": 2}),
     "RevertVersion": ({"version": 3}, {"reverted": 597}),
+    "RedoVersion": ({"version": 3}, {"redone": 597}),
     "PreviewImputation": ({"n": 2}, [{"document": _ID, "value": "cat", "confidence": 0.98}]),
     "PauseImputation": (None, {**_NAMED, "status": "paused"}),
     "ResumeImputation": (None, _NAMED),
