@@ -216,6 +216,12 @@ def test_versions_promotion_rollback_and_revert(shop):
     assert imputation.version == 1
     imputation.promote(2)
     assert [row["version"] for row in imputation.history()][:3] == [2, 1, 2]
+    imputation.wait(timeout=60, progress=False).rollback(refill=True)
+    second = {"_fill.y.version": 2}
+    until(lambda: shop.count_documents(second) == 0, what="the refill")
+    assert imputation.version == 1 and shop.count_documents({"_fill.y.version": 1}) == 100
+    imputation.pause()
+    assert imputation.revert(1, force=True) == imputation.redo(1)
     with pytest.raises(NotFound, match="9"):
         imputation.promote(9)
 
