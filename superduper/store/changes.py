@@ -28,7 +28,7 @@ KINDS = ("insert", "replace", "update", "delete")
 NAMES = {
     "$map": {"input": {"$objectToArray": "$updateDescription.updatedFields"}, "in": "$$this.k"}
 }
-# One new document for each event: on the embedded store a fifth of the cost of a `$project`.
+# One new document for each event: on the embedded store half the cost of a `$project`.
 PIPELINE: tuple[dict[str, Any], ...] = (
     {
         "$replaceWith": {
@@ -43,8 +43,8 @@ PIPELINE: tuple[dict[str, Any], ...] = (
         }
     },
 )
-# The embedded store reads 200 changes for one reply. Where a reply has fewer than half as many,
-# there were no more; where all that is read is also taken, nothing is left behind unseen.
+# The embedded store reads at most 200 changes for one reply, so it is asked for all of them. Where
+# a reply has fewer than half as many, there were no more: that was the history's end.
 MOST_IN_REPLY = 256
 SHORT_REPLY = 100
 
