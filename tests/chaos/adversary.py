@@ -48,7 +48,9 @@ class Adversary:
         self._faults = plan(kills, self._random)
         self._seconds = seconds
         self._later: list[tuple[float, Callable[[], Any]]] = []
-        self._client: MongoClient[dict[str, Any]] = MongoClient(place.address, **OPTIONS)
+        # A drop that is given up may still be carried out later, when it is said to be done.
+        patient = {**OPTIONS, "socketTimeoutMS": 1_000 * STORE_SECONDS}
+        self._client: MongoClient[dict[str, Any]] = MongoClient(place.address, **patient)
         self._database = self._client["chaos"]
 
     def run(self) -> None:

@@ -88,9 +88,11 @@ class User(threading.Thread):
                 while len(self.record) < self._inserts and not self.halt.is_set():
                     ahead = self._seconds * len(self.record) / self._inserts
                     self.halt.wait(max(0.0, began + ahead - time.monotonic()))
-                    self._insert(docs)
+                    with self._world:
+                        self._insert(docs)
                     while self._random.random() < 0.45:
-                        self._change(docs)
+                        with self._world:
+                            self._change(docs)
         except BaseException as error:  # shown by the harness, which fails
             self.error = error
 
@@ -135,10 +137,6 @@ class User(threading.Thread):
 
     def _do(self, kind: str, known: Known, after: State, act: Callable[[], Any]) -> None:
         """Operate; both states are possible from before the call until it is acknowledged."""
-        with self._world:
-            self._operate(kind, known, after, act)
-
-    def _operate(self, kind: str, known: Known, after: State, act: Callable[[], Any]) -> None:
         known.states = [known.states[0], after]
         known.inputs.append(after.x)
         self.counts[kind] += 1
