@@ -21,8 +21,9 @@ from superduper.imputations.states import STATES, States
 from superduper.store.mongo import server_now_ms
 
 NAME = "superduper.tallies"
-#: A pass that is quicker than this is made each time.
+#: A pass that is quicker than this, or over no more documents, is made each time.
 QUICK_MS = 250
+FEW = 2_000
 AGE = 20
 
 Counts = dict[str, int]
@@ -32,15 +33,17 @@ def count_states(database: Database[Any], record: ImputationRecord) -> Counts:
     """The number of documents in each state; they add up to the collection."""
     now = server_now_ms(database)
     kept = database[NAME].find_one({"_id": record.id})
-    if kept is not None and kept["of"] == _of(record) and now - kept["at"] < _lasts(kept["took"]):
+    if kept is not None and kept["of"] == _of(record) and now - kept["at"] < _lasts(kept):
         moved = _moved(kept, _signs(database, record))
         if moved is not None:
             return moved
     return _tally(database, record, now)
 
 
-def _lasts(took: int) -> int:
-    return AGE * took if took >= QUICK_MS else 0
+def _lasts(kept: Mapping[str, Any]) -> int:
+    """For how many milliseconds a tally is good enough."""
+    small = sum(kept["counts"].values()) <= FEW
+    return 0 if small or kept["took"] < QUICK_MS else AGE * kept["took"]
 
 
 def _of(record: ImputationRecord) -> list[Any]:

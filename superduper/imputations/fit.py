@@ -18,6 +18,7 @@ from pymongo.database import Database
 from superduper import settings
 from superduper.errors import InvalidInput, NotReady
 from superduper.imputations.fit_checkpoints import FitCheckpoints, OtherFit
+from superduper.imputations.fit_components import FitComponents
 from superduper.imputations.fit_data import Brought, FitData, RecordCache
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.promote import Candidate, promote_if_better
@@ -48,8 +49,6 @@ FILE_MB = 1 << 20
 RECORDS = "records"
 WEIGHTS = "weights.safetensors"
 _SEEDS = 2**31
-# Components of which there may be several, by the name that their pins have.
-_SEVERAL = {"metrics": "metric", "optimizers": "optimizer", "policies": "policy"}
 
 _SEALED = ("data", "validated_on", "skipped", "initial_hash")
 _TRAINING = (
@@ -164,6 +163,7 @@ class _Fit:
         memory = int(settings.get_number("CHILD_MEMORY_MB"))
         limits = Limits(memory_mb=memory, file_mb=FILE_MB)
         self.child = Child(ENTRY, limits=limits, name=f"fit {record.id}")
+        self.components = FitComponents(work.registry, record)
         self.rows: list[dict[str, Any]] = []
         self.steps: list[dict[str, Any]] = []
         self.of: dict[str, str] = {}
@@ -249,8 +249,7 @@ class _Fit:
 
     def _load(self, folder: Path) -> None:
         self.job.progress({"phase": "loading", "done": 0})
-        spec, pins = self.record.spec, self.record.spec["pins"]
-        training = {key: spec.get(key) for key in _TRAINING}
+        training = {key: self.record.spec.get(key) for key in _TRAINING}
         message = {
             "op": "load",
             "folder": str(folder),
@@ -262,37 +261,10 @@ class _Fit:
                 "targets": list(self.record.target_paths),
                 "excluded": list(self.record.hidden_paths),
             },
-            "model": self._payload("model", spec["model"], pins["model"]),
-            "loss": self._optional("loss", spec["loss"]),
-            "trainer": self._optional("trainer", (spec.get("trainer") or {}).get("name")),
-            "target": self._target(),
-            **{key: self._several(kind, key) for key, kind in _SEVERAL.items()},
+            **self.components.payloads(),
         }
         loaded = self._ask(message, LOAD_SECONDS)
         self.work.runs.update(self.run_id, device=loaded["device"], versions=loaded["versions"])
-
-    def _optional(self, kind: str, name: str | None) -> dict[str, Any] | None:
-        return None if name is None else self._payload(kind, name, self.record.spec["pins"][kind])
-
-    def _several(self, kind: str, key: str) -> dict[str, Any]:
-        pins = self.record.spec["pins"].get(key) or {}
-        return {name: self._payload(kind, name, version) for name, version in pins.items()}
-
-    def _target(self) -> dict[str, Any] | None:
-        pin = self.record.spec["pins"].get("target")
-        if pin is None:
-            return None
-        name = self.record.spec["target"]
-        return {
-            "kind": pin["kind"],
-            "payload": self._payload(pin["kind"], name, pin["version"]),
-        }
-
-    def _payload(self, kind: str, name: str, version: int) -> dict[str, Any]:
-        return self.work.registry.payload(self._component(kind, name, version))
-
-    def _component(self, kind: str, name: str, version: int) -> Component:
-        return self.work.registry.get(self.record.collection, kind, name, version)
 
     # Reading ---------------------------------------------------------------------------------
 
@@ -300,19 +272,8 @@ class _Fit:
         def report(read: int, skipped: int) -> None:
             self._report({"phase": "reading", "documents": read, "skipped": skipped, "done": 0})
 
-        data = FitData(self.work.database, self.record, cache, self._made_by())
+        data = FitData(self.work.database, self.record, cache, self.components.made_by())
         return data.bring(lambda message: self._ask(message, BATCH_SECONDS), report)
-
-    def _made_by(self) -> dict[str, Any]:
-        """What the records of a fit are made by, beside the documents."""
-        spec, target = self.record.spec, self.record.spec["pins"].get("target")
-        makers = [self._component("model", spec["model"], spec["pins"]["model"])]
-        if target is not None:
-            makers.append(self._component(target["kind"], spec["target"], target["version"]))
-        return {
-            "components": [[maker.artifact, maker.weights] for maker in makers],
-            "fields": [self.record.input_paths, self.record.target_paths, self.record.hidden_paths],
-        }
 
     # Training --------------------------------------------------------------------------------
 
@@ -438,7 +399,7 @@ class _Fit:
         )
 
     def _compare(self, model_version: int) -> dict[str, float]:
-        payload = self._payload("model", self.record.spec["model"], model_version)
+        payload = self.components.model(model_version)
         answer = self._ask({"op": "compare", "model": payload}, COMPARE_SECONDS)
         self.job.check()
         return dict(answer["metrics"])

@@ -17,6 +17,7 @@ from pymongo.errors import DuplicateKeyError
 from superduper.commands import CreateImputation, CreateWatcher
 from superduper.errors import AlreadyExists, InvalidInput, NotFound
 from superduper.fields.paths import overlap
+from superduper.imputations.clashes import check_fields
 from superduper.imputations.provenance import BASE
 from superduper.names import imputation_name
 
@@ -171,7 +172,7 @@ class Imputations:
 
         Raises AlreadyExists if the name is taken, InvalidInput if its fields clash with another's.
         """
-        self._check_fields(record)
+        check_fields(record, self.find(record.collection))
         document = {
             "_id": record.id,
             "collection": record.collection,
@@ -199,38 +200,6 @@ class Imputations:
                 "other settings: delete it first, or choose another name"
             ) from error
         return record
-
-    def _check_fields(self, record: ImputationRecord) -> None:
-        for path in record.write_paths:
-            if any(overlap(path, source) for source in record.input_paths):
-                raise InvalidInput(f"field {path!r} cannot be predicted from itself")
-        others = [other for other in self.find(record.collection) if other.name != record.name]
-        for other in others:
-            for path in record.write_paths:
-                taken = next((t for t in other.write_paths if overlap(path, t)), None)
-                if taken is not None and record.watched and other.watched:
-                    raise InvalidInput(
-                        f"field {path!r} clashes with {taken!r}, which imputation {other.name!r} "
-                        "fills: one field is filled by one imputation; delete that one first, or "
-                        "choose another field"
-                    )
-        self._check_cycle(record, others)
-
-    def _check_cycle(self, record: ImputationRecord, others: list[ImputationRecord]) -> None:
-        if not record.watched:
-            return
-        others = [other for other in others if other.watched]
-        ways: list[tuple[ImputationRecord, ...]] = [(record,)]
-        reached = set[str]()
-        while ways:
-            way = ways.pop()
-            if len(way) > 1 and any(record.reads(path) for path in way[-1].write_paths):
-                raise InvalidInput(_circle(way))
-            for other in others:
-                reads = any(other.reads(path) for path in way[-1].write_paths)
-                if reads and other.name not in reached:
-                    reached.add(other.name)
-                    ways.append((*way, other))
 
     def delete(self, record: ImputationRecord) -> None:
         """Forget an imputation and its failures; documents and versions stay."""
@@ -345,12 +314,6 @@ class Imputations:
 def _refill_of(document: Mapping[str, Any]) -> int | None:
     refill: int | None = (document.get("scan") or {}).get("refill")
     return refill
-
-
-def _circle(way: tuple[ImputationRecord, ...]) -> str:
-    steps = [f"{each.name!r} fills {', '.join(map(repr, each.write_paths))}" for each in way]
-    told = ", from which ".join(steps)
-    return f"imputation {way[0].name!r} would close a circle: {told}, which {way[0].name!r} reads"
 
 
 def _pending(version: int, now: int, refill: int | None = None) -> dict[str, Any]:

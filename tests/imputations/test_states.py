@@ -149,6 +149,7 @@ class TestCheap:
     @pytest.fixture(autouse=True)
     def every_pass_is_slow(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(counts, "QUICK_MS", -1)
+        monkeypatch.setattr(counts, "FEW", -1)
         monkeypatch.setattr(counts, "AGE", 10**9)
 
     @pytest.fixture
