@@ -20,6 +20,7 @@ from superduper.errors import NotFound, SuperduperError
 from superduper.imputations.decide import RAW
 from superduper.imputations.events import Call, Echoes
 from superduper.imputations.failures import Failures
+from superduper.imputations.fair_lock import FairLock
 from superduper.imputations.fill import is_server_trouble
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.isolate import Isolation, Outcome, Patience, Predictor
@@ -95,6 +96,9 @@ class Crew:
         self.clock = ServerClock(database)
         self.counters = Counters()
         self.echoes = Echoes()
+        #: Had by a scan while it writes, and by who reads what comes of it: two requests at once
+        #: only keep each other up where the store is a single process.
+        self.turns = FairLock()
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._fillers: dict[tuple[str, bool], tuple[Any, Filler]] = {}
@@ -272,7 +276,7 @@ class _ScanThread(threading.Thread):
         """Scan; what cannot go on now is started again by the leader."""
         try:
             filler = self.crew.filler(self.record)
-            if Scan(self.crew.imputations, self.record, filler, self.stop).run():
+            if Scan(self.crew.imputations, self.record, filler, self.stop, self.crew.turns).run():
                 self.crew.caught_up(self.record)
         except (SuperduperError, PyMongoError) as error:
             self._leave_off(error)

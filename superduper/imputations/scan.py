@@ -18,9 +18,10 @@ from pymongo.collection import Collection
 
 from superduper.errors import NotFound
 from superduper.imputations.decide import projection_of
+from superduper.imputations.fair_lock import FairLock
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.isolate import BatchSize
-from superduper.imputations.process import Filler
+from superduper.imputations.process import Filler, Prepared
 from superduper.imputations.provenance import BASE, fill_path
 
 LARGEST_BATCH = 500
@@ -30,7 +31,7 @@ FIRST_BATCH = 32
 LARGEST_BATCH_BYTES = 16 << 20
 CHECKPOINT_SECONDS = 1.0
 # One that the store is busy with, and one that it finds when it is done.
-WRITERS = 2
+IN_FLIGHT = 2
 
 
 class Stop(Protocol):
@@ -76,8 +77,14 @@ class Scan:
     """One walk for one imputation. Broken off at any point, it goes on where it was."""
 
     def __init__(
-        self, imputations: Imputations, record: ImputationRecord, filler: Filler, stop: Stop
+        self,
+        imputations: Imputations,
+        record: ImputationRecord,
+        filler: Filler,
+        stop: Stop,
+        turns: FairLock,
     ) -> None:
+        self.turns = turns
         self.imputations = imputations
         self.record = record
         self.filler = filler
@@ -93,8 +100,8 @@ class Scan:
             return False
         # Also where nothing is missing yet: the first insert is not to wait for the model.
         self.filler.isolation.make_ready()
-        with ThreadPoolExecutor(WRITERS, thread_name_prefix="fill") as writers:
-            if not self._walk(writers):
+        with ThreadPoolExecutor(1, thread_name_prefix="fill") as writer:
+            if not self._walk(writer):
                 return False
         self.filler.failures.forget_deleted(self.filler.collection)
         self.filler.layers.forget_deleted(self.filler.collection)
@@ -102,7 +109,7 @@ class Scan:
             self.record, state="done", seen=self.seen, filled=self.filled
         )
 
-    def _walk(self, writers: ThreadPoolExecutor) -> bool:
+    def _walk(self, writer: ThreadPoolExecutor) -> bool:
         writing: deque[_Writing] = deque()
         for documents in walk(self.filler.collection, self.record, self.size):
             if not self._wanted():
@@ -113,11 +120,16 @@ class Scan:
                 self.size.shrink()
             else:
                 self.size.grow()
-            if len(writing) == WRITERS and not self._written(writing.popleft()):
+            if len(writing) == IN_FLIGHT and not self._written(writing.popleft()):
                 return False
-            filled = writers.submit(self.filler.finish, prepared)
+            filled = writer.submit(self._finish, prepared)
             writing.append(_Writing(filled, documents[-1]["_id"], len(documents)))
         return all(self._written(batch) for batch in writing)
+
+    def _finish(self, prepared: Prepared) -> int:
+        """Write a batch, at a time when nobody else of this worker keeps the store busy."""
+        with self.turns:
+            return self.filler.finish(prepared)
 
     def _wanted(self) -> bool:
         """Whether this very scan still is to be done, by the version that does it."""

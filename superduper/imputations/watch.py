@@ -196,8 +196,11 @@ class Leading:
             self._records = [record for record in records if record.filling]
             self.crew.look_after(self._records)
             self._looked_at = time.monotonic()
-        size = ECHO_BATCH if self._only_echoes else STREAM_BATCH
-        batch = changes.next_batch(size, WAIT_MS)
+        if self._only_echoes:
+            with self.crew.turns:
+                batch = changes.next_batch(ECHO_BATCH, 1)
+        else:
+            batch = changes.next_batch(STREAM_BATCH, WAIT_MS)
         worked = self._process(batch) if batch else False
         if batch:
             self._unsaved_ms = batch[-1].cluster_time_ms

@@ -9,6 +9,7 @@ from filling import Filling, describe, record_of
 from pymongo.database import Database
 
 from superduper.imputations.failures import key_of
+from superduper.imputations.fair_lock import FairLock
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.isolate import BatchSize
 from superduper.imputations.process import Prepared
@@ -35,7 +36,7 @@ def imputations(database: Database[Any]) -> Imputations:
 def scan_of(filling: Filling, imputations: Imputations, size: int = 7) -> Scan:
     """A scan of what is to be scanned now, in small batches."""
     record = imputations.get("docs", "imputation")
-    scan = Scan(imputations, record, filling.filler_of(record), threading.Event())
+    scan = Scan(imputations, record, filling.filler_of(record), threading.Event(), FairLock())
     scan.size = BatchSize(size)
     return scan
 
