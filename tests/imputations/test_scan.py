@@ -153,20 +153,28 @@ def test_the_place_stays_behind_what_is_being_written(
 ) -> None:
     monkeypatch.setattr("superduper.imputations.scan.CHECKPOINT_SECONDS", 0.0)
     scan = scan_of(filling, imputations, 10)
-    finish, later_is_written = scan.filler.finish, threading.Event()
+    prepare, finish, next_is_ready = scan.filler.prepare, scan.filler.finish, threading.Event()
+    prepared_first: list[Any] = []
+    written_first: list[Any] = []
     places: list[dict[str, Any]] = []
 
-    def finish_first_last(prepared: Prepared) -> int:
-        if prepared.fills[0][0].document_id == 0:
-            assert later_is_written.wait(30)
-            places.append(dict(imputations.get("docs", "imputation").scan))
-            return finish(prepared)
-        filled = finish(prepared)
-        later_is_written.set()
-        return filled
+    def note_prepare(documents: Any) -> Prepared:
+        prepared_first.append(documents[0]["_id"])
+        if len(prepared_first) == 2:
+            next_is_ready.set()
+        return prepare(documents)
 
-    monkeypatch.setattr(scan.filler, "finish", finish_first_last)
+    def note_finish(prepared: Prepared) -> int:
+        written_first.append(prepared.fills[0][0].document_id)
+        if len(written_first) == 1:
+            assert next_is_ready.wait(30), "the model works on the next batch meanwhile"
+            places.append(dict(imputations.get("docs", "imputation").scan))
+        return finish(prepared)
+
+    monkeypatch.setattr(scan.filler, "prepare", note_prepare)
+    monkeypatch.setattr(scan.filler, "finish", note_finish)
     assert scan.run()
+    assert written_first == prepared_first, "batches are written in their order"
     assert "last" not in places[0]
     assert filling.docs.count_documents({"y": describe(1)}) == len(IDS)
     assert imputations.get("docs", "imputation").scan["seen"] == len(IDS)
