@@ -136,6 +136,8 @@ SAMPLES: dict[str, Any] = {
     "model_key": "x",
     "target_key": "y",
     "key": "x",
+    "field": "y",
+    "state": "pending",
 }
 
 
