@@ -47,6 +47,15 @@ class Command(BaseModel):
     route: ClassVar[Route]
 
 
+COLLECTION = "/v1/collections/{collection}"
+
+
+class OnCollection(Command):
+    """A command about one collection."""
+
+    collection: CollectionName
+
+
 C = TypeVar("C", bound=Command)
 
 
