@@ -1,4 +1,4 @@
-"""Commands that keep order: token, key, doctor."""
+"""Commands that keep order: token, doctor."""
 
 import os
 import platform
@@ -134,72 +134,6 @@ def _in_database(uri: str, database: str | None, act: Any) -> Any:
         return act(Tokens(found))
 
 
-@click.group()
-def key() -> None:
-    """Keys that sign what is registered."""
-
-
-_purpose_option = click.option(
-    "--purpose",
-    type=click.Choice(["code", "weights"]),
-    default="code",
-    show_default=True,
-    help="code signs whatever is registered; weights only what a worker trains.",
-)
-
-
-@key.command("create")
-@_purpose_option
-@json_option
-def key_create(purpose: str, as_json: bool) -> None:
-    """Make a signing key for this machine; its public half goes to the machines that load.
-
-    \b
-    superduper key create --purpose weights
-    """
-    from superduper.store.signing import Keyring
-
-    _print_key(Keyring.open().create(purpose), purpose, as_json)  # type: ignore[arg-type]
-
-
-@key.command("rotate")
-@_purpose_option
-@json_option
-def key_rotate(purpose: str, as_json: bool) -> None:
-    """Make a key that signs from now on in the place of the earlier ones.
-
-    What those signed stays good; their private halves are removed. Copy the new public half to
-    the machines that load.
-
-    \b
-    superduper key rotate
-    """
-    from superduper.store.rotation import rotate
-
-    _print_key(rotate(settings.home(), purpose), purpose, as_json)  # type: ignore[arg-type]
-
-
-@key.command("revoke")
-@click.argument("id")
-@json_option
-def key_revoke(id: str, as_json: bool) -> None:
-    """Trust the key with this ID no more, on this machine.
-
-    What it signed is refused from now on: register it again. The files are moved to keys/revoked.
-
-    \b
-    superduper key revoke 0123456789abcdef
-    """
-    from superduper.store.rotation import revoke
-
-    print_record({"key": id, "moved_to": str(revoke(settings.home(), id))}, as_json=as_json)
-
-
-def _print_key(id: str, purpose: str, as_json: bool) -> None:
-    made = {"key": id, "purpose": purpose, "public": f"{settings.home() / 'keys' / id}.pub"}
-    print_record(made, as_json=as_json)
-
-
 @click.command(short_help="What is installed, found and set.")
 @json_option
 def doctor(as_json: bool) -> None:
@@ -308,4 +242,4 @@ def _database() -> str:
     return f"{redact(uri)}: answers"
 
 
-COMMANDS: tuple[click.Command, ...] = (token, key, doctor)
+COMMANDS: tuple[click.Command, ...] = (token, doctor)

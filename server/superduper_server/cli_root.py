@@ -7,7 +7,7 @@ import click
 
 import superduper as package
 from superduper.errors import MissingExtra, SuperduperError
-from superduper_server import cli_admin, cli_audit, cli_run, cli_show
+from superduper_server import cli_admin, cli_audit, cli_keys, cli_run, cli_show
 
 # Which extra brings a module that is missing.
 EXTRAS = {
@@ -57,5 +57,11 @@ def superduper() -> None:
     """
 
 
-for _command in (*cli_run.COMMANDS, *cli_show.COMMANDS, *cli_admin.COMMANDS, cli_audit.audit):
+for _command in (
+    *cli_run.COMMANDS,
+    *cli_show.COMMANDS,
+    *cli_admin.COMMANDS,
+    cli_keys.key,
+    cli_audit.audit,
+):
     superduper.add_command(_command)

@@ -19,6 +19,7 @@ from superduper import settings
 from superduper.collection import Collection
 from superduper.connection import LocalTransport
 from superduper.jobs.queue import Queue
+from superduper.store.audit import Audit
 from superduper_server.cli_root import superduper
 from superduper_server.tokens import Tokens
 from tests.server.running import CLI, Running, run, running
@@ -277,6 +278,29 @@ def test_a_key_is_rotated_and_revoked(tmp_path: Path, invoke: Invoke) -> None:
     assert second in again.stderr
     (tmp_path / "keys").chmod(0o777)
     assert "chmod 700" in invoke("doctor", env=env).stdout
+
+
+def test_what_is_done_to_keys_is_in_the_audit_log(
+    tmp_path: Path, invoke: Invoke, database: Database[Any], store_uri: str
+) -> None:
+    env = {"SUPERDUPER_HOME": str(tmp_path), "SUPERDUPER_URI": store_uri}
+    first = json.loads(invoke("key", "create", "--json", env=env).stdout)["key"]
+    second = json.loads(invoke("key", "rotate", "--json", env=env).stdout)["key"]
+    assert invoke("key", "revoke", first, env=env).exit_code == 0
+    assert invoke("key", "revoke", "0" * 16, env=env).exit_code == 1
+    told = [
+        (entry["action"], entry["outcome"], entry["content"])
+        for entry in Audit(database).entries()
+        if entry["outcome"] != "asked"
+    ]
+    assert told == [
+        ("CreateKey", "done", first),
+        ("RotateKey", "done", second),
+        ("RevokeKey", "done", first),
+        ("RevokeKey", "failed: not_found", None),
+    ]
+    unnoted = invoke("key", "rotate", env={**env, "SUPERDUPER_URI": ""})
+    assert "in no audit log: pass --uri" in unnoted.stderr
 
 
 class TestOverHttp:
