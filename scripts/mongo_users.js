@@ -16,7 +16,7 @@ const in_ours = (actions, collections) =>
 // What a worker keeps account in. It may not add tokens, and adds to the audit log only.
 const KEPT = [
   "artifacts", "artifacts.files", "artifacts.chunks", "checkpoints", "checkpoints.files",
-  "checkpoints.chunks", "components", "failures", "imputations",
+  "checkpoints.chunks", "components", "corrections", "failures", "imputations",
   "jobs", "layers", "runs", "tallies", "watchers", "workers",
 ];
 

@@ -99,6 +99,14 @@ class Imputation:
         columns = ("document", "state", "attempts", "error")
         return Table(self._send(commands.ListFailures, limit=limit), columns)
 
+    def corrections(self, limit: int = 100) -> Table:
+        """Filled values that people changed or confirmed, newest first; `show()` has their number.
+
+        They are people's since, and labels of the next fit.
+        """
+        columns = ("document", "field", "how", "version", "at")
+        return Table(self._send(commands.ListCorrections, limit=limit), columns)
+
     # Acting ----------------------------------------------------------------------------------
 
     def preview(self, n: int = 10) -> Table:

@@ -36,6 +36,7 @@ HANDLERS: dict[type[Command], Handler] = {
     commands.ResumeImputation: imputations.resume,
     commands.RetryFailures: imputations.retry_failures,
     commands.ListFailures: imputations.list_failures,
+    commands.ListCorrections: imputations.list_corrections,
     commands.ListVersions: imputations.versions,
     commands.ShowHistory: imputations.history,
     commands.CountStates: imputations.counts,

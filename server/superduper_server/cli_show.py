@@ -22,6 +22,7 @@ WORKER_COLUMNS = ("host", "pid", "state", "started_at", "seen_at")
 STATUS_COLUMNS = ("collection", "name", "status", "active")
 IMPUTATION_COLUMNS = ("name", "status", "model_key", "target_key", "model", "active")
 FAILURE_COLUMNS = ("document", "state", "attempts", "error")
+CORRECTION_COLUMNS = ("document", "field", "how", "version", "at")
 JOB_COLUMNS = ("id", "kind", "state", "attempts", "created_at", "error")
 SCORE_COLUMNS = ("rank", "imputation", "version", "metric", "value", "test_hash", "run")
 
@@ -117,6 +118,29 @@ def failures(
         else:
             rows = ask(there, commands.ListFailures, limit=limit, **place)
             print_rows(rows, FAILURE_COLUMNS, as_json=as_json)
+
+
+@click.command(short_help="Filled values that people changed.")
+@click.argument("collection")
+@click.argument("imputation")
+@limit_option
+@uri_option
+@database_option
+@json_option
+def corrections(
+    collection: str, imputation: str, limit: int, uri: str, database: str | None, as_json: bool
+) -> None:
+    """Values that an IMPUTATION of a COLLECTION filled and people changed or confirmed.
+
+    \b
+    superduper corrections documents y_from_x
+    """
+    from superduper import commands
+
+    with connected(uri, database) as there:
+        place = {"collection": collection, "name": imputation}
+        rows = ask(there, commands.ListCorrections, limit=limit, **place)
+        print_rows(rows, CORRECTION_COLUMNS, as_json=as_json)
 
 
 @click.command(short_help="Jobs, or one of them.")
@@ -237,4 +261,6 @@ def _value(text: str) -> Any:
         ) from error
 
 
-COMMANDS: tuple[click.Command, ...] = (status, imputations, failures, jobs, highscores, predict)
+COMMANDS: tuple[click.Command, ...] = (
+    *(status, imputations, failures, corrections, jobs, highscores, predict),
+)

@@ -132,6 +132,10 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
         None,
         [{"document": _ID, "state": "dead", "attempts": 3, "error": {"type": "ValueError"}}],
     ),
+    "ListCorrections": (
+        None,
+        [{"document": _ID, "field": "y", "how": "changed", "version": 3, "at": _AT}],
+    ),
     "ListStates": (
         {"state": "withheld", "limit": 10},
         {"documents": [{"document": _ID, "state": "withheld"}], "after": None},

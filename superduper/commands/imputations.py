@@ -173,6 +173,13 @@ class ListFailures(OnImputation):
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
 
 
+class ListCorrections(OnImputation):
+    """Filled values that people changed or confirmed, and that are theirs since; newest first."""
+
+    route = Route("GET", f"{IMPUTATION}/corrections")
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+
+
 class ListVersions(OnImputation):
     """The versions of an imputation, newest first."""
 

@@ -8,6 +8,7 @@ from superduper import commands
 from superduper.errors import AlreadyExists, InvalidInput, NotFound
 from superduper.handlers.context import Context
 from superduper.imputations import failures
+from superduper.imputations.corrections import Corrections
 from superduper.imputations.counts import count_states
 from superduper.imputations.explain import Explainer
 from superduper.imputations.fit import adopt
@@ -156,6 +157,7 @@ def shown(context: Context, record: ImputationRecord) -> dict[str, Any]:
         "metrics": (run or {}).get("metrics"),
         "fit": fit and {k: fit.get(k) for k in ("id", "state", "progress", "attempts")},
         "scan": {k: v for k, v in record.scan.items() if k != "last"},
+        "corrections": Corrections(context.database, record.id).count(),
         "workers": len(alive_workers(context.database)),
         "created_at": record.created_at,
         "created_by": record.created_by,
@@ -367,6 +369,12 @@ def list_failures(context: Context, command: commands.ListFailures) -> list[dict
     """Documents that could not be filled."""
     record = context.imputations.get(command.collection, command.name)
     return failures.listing(context.database, record.id, command.limit)
+
+
+def list_corrections(context: Context, command: commands.ListCorrections) -> list[dict[str, Any]]:
+    """Filled values that people made theirs."""
+    record = context.imputations.get(command.collection, command.name)
+    return Corrections(context.database, record.id).latest(command.limit)
 
 
 def retry_failures(context: Context, command: commands.RetryFailures) -> dict[str, Any]:

@@ -2,14 +2,18 @@
 
 Without provenance a value is never replaced, and a fit may learn from it. Another value is told by
 its hash. The same value, set again by a person as a confirmation, is told by a change that touches
-the field and not its provenance.
+the field and not its provenance. Each correction is noted before the provenance goes, in
+`superduper.corrections`: a worker that is killed in between notes the same once more.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from bson.raw_bson import RawBSONDocument
 from pymongo import UpdateOne
+from pymongo.collection import Collection
+from pymongo.database import Database
 
 from superduper.fields import paths
 from superduper.imputations.failures import key_of
@@ -17,43 +21,57 @@ from superduper.imputations.fill import guarded
 from superduper.imputations.imputation import ImputationRecord
 from superduper.imputations.provenance import FILL, fill_of, fill_path, value_hash
 
+NAME = "superduper.corrections"
 SECOND = 1000
 
 
-def releases(
+@dataclass(frozen=True)
+class Correction:
+    """A value that we filled and a person made theirs, and the update that leaves it to them."""
+
+    document_id: Any
+    path: str
+    fill: Mapping[str, Any]
+    how: Literal["changed", "confirmed"]
+    release: UpdateOne
+
+
+def corrections_in(
     record: ImputationRecord,
     documents: Iterable[RawBSONDocument],
     touched: Mapping[bytes, int] | None = None,
-) -> list[UpdateOne]:
-    """The updates that give corrected values to their authors.
+) -> list[Correction]:
+    """The values of an imputation's that people have made theirs.
 
     `touched` has the time at which a person last wrote the field, by `key_of` the document.
     """
-    updates = []
+    found = []
     for document in documents:
         for path in record.write_paths:
             fill = fill_of(document, path)
             if fill is None or fill.get("imputation") != record.name:
                 continue
             at = touched.get(key_of(document["_id"])) if touched else None
-            if _is_a_persons(document, path, fill, at):
-                updates.append(_release(document, path, fill))
-    return updates
+            how = _corrected(document, path, fill, at)
+            if how is not None:
+                release = _release(document, path, fill)
+                found.append(Correction(document["_id"], path, fill, how, release))
+    return found
 
 
-def _is_a_persons(
+def _corrected(
     document: Mapping[str, Any], path: str, fill: Mapping[str, Any], touched_at: int | None
-) -> bool:
+) -> Literal["changed", "confirmed"] | None:
     value = paths.get(document, path)
     if value is paths.MISSING:
-        return False
+        return None
     if value_hash(value) != fill["value"]:
-        return True
+        return "changed"
     if touched_at is None:
-        return False
+        return None
     # A server that tells no milliseconds tells the second that had begun.
     latest = touched_at if touched_at % SECOND else touched_at + SECOND - 1
-    return bool(fill.get("at", 0) <= latest)
+    return "confirmed" if fill.get("at", 0) <= latest else None
 
 
 def _release(document: Mapping[str, Any], path: str, fill: Mapping[str, Any]) -> UpdateOne:
@@ -71,3 +89,62 @@ def _is_only(provenance: Mapping[str, Any], segments: list[str]) -> bool:
             return False
         place = place[segment]
     return True
+
+
+# What is kept of them ------------------------------------------------------------------------
+
+
+class Corrections:
+    """The corrections of one imputation's values, as a list that grows."""
+
+    def __init__(self, database: Database[Any], imputation_id: str) -> None:
+        self.imputation_id = imputation_id
+        self.records: Collection[Any] = database[NAME]
+
+    def note(self, corrections: Sequence[Correction], now: int) -> None:
+        """Add corrections; those that are there already stay as they are."""
+        updates = [
+            UpdateOne(
+                {
+                    "imputation": self.imputation_id,
+                    "document": {"$in": [each.document_id]},
+                    "fill": value_hash(each.fill),
+                },
+                {
+                    "$setOnInsert": {
+                        "document": each.document_id,
+                        "field": each.path,
+                        "how": each.how,
+                        "version": each.fill.get("version"),
+                        "confidence": each.fill.get("confidence"),
+                        "filled_at": each.fill.get("at"),
+                        "at": now,
+                    }
+                },
+                upsert=True,
+            )
+            for each in corrections
+        ]
+        if updates:
+            self.records.bulk_write(updates, ordered=False)
+
+    def count(self) -> int:
+        """How many there are."""
+        return self.records.count_documents({"imputation": self.imputation_id})
+
+    def latest(self, limit: int) -> list[dict[str, Any]]:
+        """The latest ones first, as users see them."""
+        shown = ("document", "field", "how", "version", "confidence", "filled_at", "at")
+        found = self.records.find({"imputation": self.imputation_id})
+        rows = found.sort([("at", -1), ("_id", -1)]).limit(limit)
+        return [{name: row.get(name) for name in shown} for row in rows]
+
+    def forget(self) -> None:
+        """Drop them all."""
+        self.records.delete_many({"imputation": self.imputation_id})
+
+
+def prepare(database: Database[Any]) -> None:
+    """Make the indexes: by document, and by time."""
+    database[NAME].create_index([("imputation", 1), ("document", 1)])
+    database[NAME].create_index([("imputation", 1), ("at", -1)])

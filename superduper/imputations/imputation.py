@@ -206,6 +206,7 @@ class Imputations:
         self.documents.delete_one({"_id": record.id})
         self.database["superduper.failures"].delete_many({"imputation": record.id})
         self.database["superduper.layers"].delete_many({"imputation": record.id})
+        self.database["superduper.corrections"].delete_many({"imputation": record.id})
         self.database["superduper.tallies"].delete_one({"_id": record.id})
 
     # Changing --------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from pymongo import UpdateOne
 from pymongo.collection import Collection
 from pymongo.database import Database
 
-from superduper.imputations.corrections import releases
+from superduper.imputations.corrections import Correction, Corrections, corrections_in
 from superduper.imputations.decide import RAW, Work, decide, projection_of, read_as, split_outputs
 from superduper.imputations.events import Echoes
 from superduper.imputations.failures import KILLED, MAX_ATTEMPTS, Case, Failures, key_of, stands
@@ -59,7 +59,7 @@ class Prepared:
     withheld: list[tuple[Case, Outcome]] = field(default_factory=list)
     clearing: list[Work] = field(default_factory=list)
     suspects: list[Case] = field(default_factory=list)
-    released: list[UpdateOne] = field(default_factory=list)
+    corrected: list[Correction] = field(default_factory=list)
     settled: list[Any] = field(default_factory=list)
     known: set[bytes] = field(default_factory=set)
     attempts: dict[bytes, int] = field(default_factory=dict)
@@ -90,6 +90,7 @@ class Filler:
         self.counters = counters
         self.failures = Failures(database, record.id)
         self.layers = Layers(database, record.id)
+        self.corrections = Corrections(database, record.id)
         self.collection: Collection[Any] = database[record.collection].with_options(RAW)
 
     def read(self, document_ids: Sequence[Any]) -> list[RawBSONDocument]:
@@ -111,8 +112,7 @@ class Filler:
         `documents` is what was read of them just now, if it was.
         """
         if touched:
-            persons = releases(self.record, self.read(document_ids), touched)
-            self.counters.add("corrected", write(self.collection, persons).modified)
+            self._release(corrections_in(self.record, self.read(document_ids), touched))
         self._rounds(document_ids, {}, {}, ROUNDS, documents)
 
     def prepare(self, documents: Sequence[RawBSONDocument]) -> Prepared:
@@ -196,7 +196,7 @@ class Filler:
         """The documents to predict for; those that failed before or are done are left out."""
         known = self.failures.known(document_ids)
         prepared = Prepared(known=set(known), attempts=dict(attempts or {}))
-        prepared.released = releases(self.record, documents)
+        prepared.corrected = corrections_in(self.record, documents)
         works, needy = dict[bytes, Work](), set[bytes]()
         for document in documents:
             work = decide(self.record, document)
@@ -267,7 +267,7 @@ class Filler:
     def _write(self, prepared: Prepared, exact: Members[bytes] = ()) -> tuple[int, list[Any]]:
         """Write a batch; how many were filled, and which documents may need another round."""
         self._clear(prepared.clearing)
-        self.counters.add("corrected", write(self.collection, prepared.released).modified)
+        self._release(prepared.corrected)
         echoes = [(fill.target, key_of(fill.document_id)) for _, fill in prepared.fills]
         updates = [
             update_of(fill, exact=key in exact)
@@ -284,6 +284,12 @@ class Filler:
         done = written.modified == possible
         self.failures.forget(prepared.settled + (_known_fills(prepared) if done else []))
         return written.modified, [] if done else _unsettled(prepared)
+
+    def _release(self, corrected: Sequence[Correction]) -> None:
+        """Leave values to the people who changed them; they are counted before."""
+        self.corrections.note(corrected, self.clock())
+        released = write(self.collection, [each.release for each in corrected])
+        self.counters.add("corrected", released.modified)
 
     def _send(self, updates: list[UpdateOne], echoes: list[tuple[str, bytes]]) -> Written:
         """Write fills; unless all took effect, none of their events is taken for granted."""

@@ -44,8 +44,7 @@ def wanted(record: ImputationRecord) -> dict[str, Any]:
     """The filter for documents that may need something: nothing there, or a value of ours."""
     there = [{path: {"$exists": True}} for path in record.input_paths if path != BASE]
     needy: list[dict[str, Any]] = [{path: {"$exists": False}} for path in record.write_paths]
-    if record.spec.get("on_input_change", "refill") != "keep" or record.refilled is not None:
-        needy += [{f"{fill_path(path)}.imputation": record.name} for path in record.write_paths]
+    needy += [{f"{fill_path(path)}.imputation": record.name} for path in record.write_paths]
     parts: list[dict[str, Any]] = [*there, {"$or": needy}]
     if record.spec.get("filter"):
         parts.append(dict(record.spec["filter"]))

@@ -19,7 +19,7 @@ from pymongo.errors import PyMongoError
 
 from superduper import settings
 from superduper.errors import LostLease, SuperduperError
-from superduper.imputations import failures, layers
+from superduper.imputations import corrections, failures, layers
 from superduper.imputations.crew import Crew, Hosts
 from superduper.imputations.events import call_of
 from superduper.imputations.imputation import ImputationRecord, Imputations
@@ -72,6 +72,7 @@ class WatchService:
                     if not prepared:
                         failures.prepare(self.database)
                         layers.prepare(self.database)
+                        corrections.prepare(self.database)
                         prepared = True
                     self._follow(self._collections(), hosts, retry_hosts)
                 except PyMongoError as error:

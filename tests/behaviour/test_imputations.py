@@ -226,6 +226,22 @@ def test_versions_promotion_rollback_and_revert(shop):
         imputation.promote(9)
 
 
+def test_corrections_are_counted_listed_and_learned_from(shop):
+    imputation = shop.create_imputation(**SETTINGS, promote="never")
+    imputation.wait(timeout=120, progress=False)
+    before = shop.run(imputation.versions()[0]["run"])["data"]
+    assert imputation.corrections() == [] and imputation.show()["corrections"] == 0
+    blank = [each["_id"] for each in shop.find({"_fill.y.version": 1}, limit=2)]
+    shop.update_many({"_id": {"$in": blank}}, {"$set": {"y": "dog, rather"}})
+    shop.update_many({"_id": {"$in": blank}}, {"$set": {"y": "dog"}})
+    until(lambda: imputation.show()["corrections"] == 2, what="both corrections")
+    assert {row["document"] for row in imputation.corrections()} == set(blank)
+    assert {row["field"] for row in imputation.corrections(1)} == {"y"}
+    imputation.refit().wait(timeout=120, progress=False)
+    after = shop.run(imputation.versions()[0]["run"])["data"]
+    assert sum(each["n"] for each in after.values()) == 2 + sum(e["n"] for e in before.values())
+
+
 def test_pause_and_resume(docs):
     docs.create_model("double", lambda n: n * 2)
     imputation = docs.create_watcher("doubles", model="double", key="n", target="m")

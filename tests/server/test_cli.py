@@ -62,7 +62,17 @@ def docs(database: Database[Any]) -> Iterator[Collection]:
 
 def test_the_commands_there_are() -> None:
     assert {name.removeprefix("superduper ") for name in COMMANDS} == {
-        *("up", "serve", "work", "store", "demo", "status", "imputations", "failures"),
+        *(
+            "up",
+            "serve",
+            "work",
+            "store",
+            "demo",
+            "status",
+            "imputations",
+            "failures",
+            "corrections",
+        ),
         *("highscores", "jobs", "predict", "doctor"),
         *("key create", "key rotate", "key revoke"),
         *("token create", "token list", "token revoke"),
