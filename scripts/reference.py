@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from superduper import errors
-from superduper.command import PLURALS
+from superduper.command import PLURALS, Command, words_of
 from superduper.commands import all_commands
 from superduper.settings import SETTINGS
 from superduper_server.cli_root import superduper
@@ -41,9 +41,9 @@ def rest_page() -> str:
     rows = []
     for command in all_commands():
         route = command.route
-        path = route.path.replace("{kinds}", "{kind}s")
         text = (command.__doc__ or "").split("\n")[0]
-        rows.append(f"| `{route.method} {path}` | {route.role} | {text} |")
+        for path in _paths(command):
+            rows.append(f"| `{route.method} {path}` | {route.role} | {text} |")
     kinds = ", ".join(f"`{plural}`" for plural in PLURALS.values())
     return "\n".join(
         [
@@ -61,6 +61,17 @@ def rest_page() -> str:
             "",
         ]
     )
+
+
+def _paths(command: type[Command]) -> list[str]:
+    """The paths of a command: those for kinds of components, which are many, as one."""
+    path = command.route.path
+    if "{kinds}" not in path:
+        return [path]
+    words = [word for kind, word in words_of(command).items() if kind not in PLURALS]
+    if not words:
+        return [path.replace("{kinds}", "{kind}s")]
+    return [path.replace("{kinds}", word) for word in words_of(command).values()]
 
 
 def errors_page() -> str:

@@ -15,7 +15,8 @@ from superduper.display import Table
 from superduper.errors import InvalidInput
 from superduper.fields.codec import decode, decode_document, encode, encode_document
 from superduper.fields.sealing import seal
-from superduper.handles import Imputation, predict_with
+from superduper.handles import Imputation
+from superduper.predicting import Model
 from superduper.training_objects import register_objects
 
 INSERT_CHUNK = 1_000
@@ -298,10 +299,11 @@ class Collection:
 
     def predict(self, model: str, value: Any, version: int | None = None) -> Any:
         """A model's output for a value, or for each of a list of values."""
-        return predict_with(
-            lambda inputs: self._send(commands.Predict, name=model, inputs=inputs, version=version),
-            value,
-        )
+        return self.model(model).predict(value, version)
+
+    def model(self, name: str) -> Model:
+        """A handle on a model: predictions of documents, in pieces, later, explained."""
+        return Model(self._transport, self.name, name)
 
     # Jobs and runs ---------------------------------------------------------------------------
 

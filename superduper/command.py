@@ -1,7 +1,7 @@
 """What a command is, and how one is made: checked once, frozen, with its place in the REST API."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,6 +19,7 @@ PLURALS: dict[str, str] = {
     "policy": "policies",
     "encoder": "encoders",
 }
+PLURALS_OF_ALL = {**PLURALS, "imputation": "imputations"}
 Role = Literal["reader", "writer", "trainer", "admin"]
 
 
@@ -54,6 +55,13 @@ class OnCollection(Command):
     """A command about one collection."""
 
     collection: CollectionName
+
+
+def words_of(command: type[BaseModel]) -> dict[str, str]:
+    """The word that stands for `{kinds}` in a command's path, for each kind that it takes."""
+    return {
+        kind: PLURALS_OF_ALL[kind] for kind in get_args(command.model_fields["kind"].annotation)
+    }
 
 
 C = TypeVar("C", bound=Command)

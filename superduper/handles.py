@@ -5,28 +5,24 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 from superduper import commands
 from superduper.command import build
-from superduper.commands import Transport
 from superduper.display import Table, html_table
-from superduper.errors import SuperduperError, TimedOut, UserCodeError, error_of
-from superduper.fields.codec import decode, encode
+from superduper.errors import SuperduperError, TimedOut, error_of
+from superduper.predicting import DOCUMENT_COLUMNS, Predicting, decoded
 
 POLL_SECONDS = 0.25
 LINE_SECONDS = 5.0
 SETTLED = ("watching", "ready", "paused")
 
 
-class Imputation:
+class Imputation(Predicting):
     """A field that is predicted from another; every property asks the database."""
 
-    def __init__(self, transport: Transport, collection: str, name: str) -> None:
-        self._transport = transport
-        self.collection = collection
-        self.name = name
+    kind = "imputation"
 
     def _send(self, command: type[commands.OnImputation], **fields: Any) -> Any:
         return self._transport.send(
@@ -112,13 +108,10 @@ class Imputation:
     def preview(self, n: int = 10) -> Table:
         """What would be filled in up to `n` documents; writes nothing."""
         rows = self._send(commands.PreviewImputation, n=n)
-        return Table(map(_decoded, rows), ("document", "value", "confidence", "error"))
+        return Table(map(decoded, rows), DOCUMENT_COLUMNS)
 
-    def predict(self, value: Any) -> Any:
-        """The live version's output for a value, or for each of a list of values."""
-        return predict_with(
-            lambda inputs: self._send(commands.PredictImputation, inputs=inputs), value
-        )
+    def _predict(self, inputs: list[Any], version: int | None) -> Any:
+        return self._send(commands.PredictImputation, inputs=inputs)
 
     def retry_failures(self) -> int:
         """Try the documents that failed once more; answers how many."""
@@ -197,10 +190,6 @@ def _keys(keys: Any) -> str:
     return keys if isinstance(keys, str) else ", ".join(keys)
 
 
-def _decoded(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {**row, "value": decode(row.get("value"))}
-
-
 def _error(name: str, error: Mapping[str, Any]) -> SuperduperError:
     found = error_of(error.get("code", "user_code"), f"imputation {name!r}: {error['message']}")
     if error.get("traceback"):
@@ -213,21 +202,6 @@ def _why_waiting(name: str, state: Mapping[str, Any], timeout: float | None) -> 
     if not state["workers"]:
         text += "; no worker is alive: start one with `superduper work`"
     return text
-
-
-def predict_with(send: Callable[[list[Any]], Mapping[str, Any]], value: Any) -> Any:
-    """Outputs for a list of values, or one output for a single value.
-
-    Raises UserCodeError with the first error if the model failed on any of them.
-    """
-    many = isinstance(value, list)
-    answer = send([encode(each) for each in (value if many else [value])])
-    errors = answer.get("errors") or {}
-    if errors:
-        index, error = next(iter(errors.items()))
-        raise UserCodeError(f"input {index}: {error}")
-    outputs = [decode(output) for output in answer["outputs"]]
-    return outputs if many else outputs[0]
 
 
 class _Bar:

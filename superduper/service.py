@@ -44,6 +44,8 @@ HANDLERS: dict[type[Command], Handler] = {
     commands.ExplainValue: imputations.explain,
     commands.Predict: predictions.predict,
     commands.PredictImputation: predictions.predict_imputation,
+    commands.PredictDocuments: predictions.predict_documents,
+    commands.ExplainPrediction: predictions.explain,
     commands.ListJobs: jobs.list_jobs,
     commands.ShowJob: jobs.show,
     commands.CancelJob: jobs.cancel,

@@ -32,6 +32,8 @@ _TOKEN = re.compile(r"[!-~]+")
 _LONG = (
     commands.RegisterComponent,
     commands.PreviewImputation,
+    commands.PredictDocuments,
+    commands.ExplainPrediction,
     commands.RevertVersion,
     commands.UpdateDocuments,
     commands.DeleteDocuments,

@@ -11,12 +11,14 @@ from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.raw_bson import RawBSONDocument
 from pydantic import BaseModel
 
-from superduper.command import PLURALS, Command
+from superduper.command import PLURALS_OF_ALL, Command
 from superduper.commands import (
     CountDocuments,
+    ExplainPrediction,
     FindDocuments,
     InsertDocuments,
     Predict,
+    PredictDocuments,
     PredictImputation,
 )
 from superduper.errors import (
@@ -51,7 +53,14 @@ _OF_STATUS: dict[int, type[SuperduperError]] = {
     503: NotReady,
     504: NotReady,
 }
-_READING = (FindDocuments, CountDocuments, Predict, PredictImputation)
+_READING = (
+    FindDocuments,
+    CountDocuments,
+    Predict,
+    PredictImputation,
+    PredictDocuments,
+    ExplainPrediction,
+)
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,7 @@ def _path(template: str, fields: dict[str, Any]) -> str:
     parts = []
     for part in template.split("/"):
         if part == "{kinds}":
-            part = PLURALS[fields.pop("kind")]
+            part = PLURALS_OF_ALL[fields.pop("kind")]
         elif part.startswith("{"):
             value = str(fields.pop(part[1:-1]))
             if value in ("", ".", ".."):  # these mean something else in a path

@@ -148,6 +148,22 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
     "CountStates": (None, {"given": 1200, "filled": 597, "missing": 0, "withheld": 0, "dead": 0}),
     "Predict": (_INPUTS, _OUTPUTS),
     "PredictImputation": (_INPUTS, _OUTPUTS),
+    "PredictDocuments": (
+        {"filter": {"y": {"$exists": False}}, "limit": 10},
+        {"documents": [{"document": _ID, "value": "cat", "confidence": 0.98}], "version": 3},
+    ),
+    "ExplainPrediction": (
+        {"input": [0.1, 0.2]},
+        {
+            "given": {"type": "Tensor", "dtype": "float32", "shape": [2], "value": [0.1, 0.2]},
+            "returned": {"type": "Tensor", "dtype": "float32", "shape": [2], "value": [2.1, -1.8]},
+            "value": "cat",
+            "confidence": 0.98,
+            "seconds": {"preprocess": 0.0001, "forward": 0.0004, "postprocess": 0.0001},
+            "model": "my_model",
+            "version": 3,
+        },
+    ),
     "ListJobs": (None, [_JOB]),
     "ShowJob": (None, _JOB),
     "CancelJob": (None, {**_JOB, "cancel": True}),

@@ -15,7 +15,7 @@ from superduper.serving.batcher import Outcomes
 from superduper_server.auth import QuickGuard
 from superduper_server.backend import unless_gone
 from superduper_server.limits import Application, Message, Receive, Scope, Send
-from superduper_server.models import Models, Place, find_place
+from superduper_server.models import MODEL_PATH, Models, Place, find_place
 from superduper_server.observe import Figures, RequestIds, error_answer, marks
 from superduper_server.predict import SMALL_BYTES, Job, Predictions, Ticket, read
 from superduper_server.tokens import Identity
@@ -48,6 +48,8 @@ class FastPath:
         head = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
         if len(head) != len(headers) or "content-encoding" in head or self._core.stopping:
             return None
+        if place.template == MODEL_PATH and b"version" in body:
+            return None  # it may name another than the live one
         target = self._models.get_now(place)
         if target is None or self._models.is_unloaded(place.model):
             return None

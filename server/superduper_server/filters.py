@@ -202,7 +202,7 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
 
 
 # Fields that go to child processes, never into a query.
-FOR_CHILDREN = frozenset({"sealed", "sample", "inputs"})
+FOR_CHILDREN = frozenset({"sealed", "sample", "inputs", "input"})
 
 
 def check_command(command: Command) -> None:

@@ -25,7 +25,7 @@ from superduper.handlers import predictions
 from superduper.service import Service
 from superduper.serving.batcher import Outcomes, Request
 from superduper_server import bodies, v2_format, v2_tensors
-from superduper_server.models import IMPUTATION_PATH, Place, Target
+from superduper_server.models import IMPUTATION_PATH, MODEL_VERSION_PATH, Place, Target
 
 SWEEP_SECONDS = 0.25
 SMALL_BYTES = 64 * 1024
@@ -51,6 +51,8 @@ class Job:
     seconds: float | None
     """How long its sender waits; None for as long as the server allows."""
     finish: Callable[[Outcomes], Answer]
+    pinned: str | None = None
+    """The version that the body asks for where the path names none: the target must be that."""
 
 
 def read(place: Place, target: Target, headers: Headers, query: str, body: bytes) -> Job:
@@ -67,13 +69,16 @@ def read(place: Place, target: Target, headers: Headers, query: str, body: bytes
 def _read_v1(place: Place, target: Target, headers: Headers, query: str, body: bytes) -> Job:
     command = commands.PredictImputation if place.template == IMPUTATION_PATH else commands.Predict
     placed = {"collection": place.collection, "name": place.name}
-    if place.version is not None:
+    if place.version is not None and place.template == MODEL_VERSION_PATH:
         placed["version"] = place.version
+    pinned = None
     is_float32 = bool((target.component.details or {}).get("reads_float32"))
     inputs = _quick_inputs(headers, query, body) if is_float32 else None
     if inputs is None:
         sent = bodies.read_fields(headers, query, body)
-        inputs = bodies.check_fields(command, placed, sent).inputs
+        checked = bodies.check_fields(command, placed, sent)
+        inputs, version = checked.inputs, getattr(checked, "version", None)
+        pinned = str(version) if version is not None and place.version is None else None
         if is_float32:
             inputs = [_vector(value) if _is_floats(value) else value for value in inputs]
     as_bson = bodies.wants_bson(headers)
@@ -85,7 +90,7 @@ def _read_v1(place: Place, target: Target, headers: Headers, query: str, body: b
         content, media_type = bodies.write_answer(told, as_bson=as_bson)
         return content, {"content-type": media_type}
 
-    return Job(target, inputs, None, finish)
+    return Job(target, inputs, None, finish, pinned)
 
 
 def _quick_inputs(headers: Headers, query: str, body: bytes) -> list[Any] | None:

@@ -1,7 +1,7 @@
 """One route for each command, made from the command: path, query, body, role and documentation."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -9,13 +9,13 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 
 from superduper import commands
-from superduper.command import PLURALS, Command, Role
+from superduper.command import Command, Role, words_of
 from superduper.errors import InvalidInput
 from superduper_server import bodies
 from superduper_server.backend import Backend, unless_gone
 from superduper_server.models import MODEL_VERSION_PATH, Place, place_of
 from superduper_server.openapi import Schemas, describe
-from superduper_server.predict import SMALL_BYTES, read
+from superduper_server.predict import SMALL_BYTES, Job, read
 from superduper_server.tokens import Identity
 
 # `{kind}s` would be "losss": taken, but not shown.
@@ -25,6 +25,8 @@ PREDICTIONS = (commands.Predict, commands.PredictImputation)
 LONG = (
     commands.RegisterComponent,
     commands.PreviewImputation,
+    commands.PredictDocuments,
+    commands.ExplainPrediction,
     commands.RevertVersion,
     commands.UpdateDocuments,
     commands.DeleteDocuments,
@@ -37,6 +39,7 @@ TRACEBACKS = (
     commands.ListFailures,
     commands.ListRuns,
     commands.ShowImputation,
+    commands.ExplainPrediction,
 )
 
 
@@ -127,13 +130,20 @@ def predicting(backend: Backend, template: str) -> Callable[[Request], Any]:
 
 
 async def _predict(backend: Backend, place: Place, request: Request, body: bytes) -> Any:
-    target = await backend.models.get(place)
-    query = request.url.query
-    job = await _off_loop(
-        backend, len(body), lambda: read(place, target, request.headers, query, body)
-    )
+    job = await _read(backend, place, request, body)
+    if job.pinned is not None:
+        job = await _read(backend, replace(place, version=job.pinned), request, body)
     outcomes = await backend.core.run(job, request.scope["identity"].id)
     return await _off_loop(backend, len(body), lambda: job.finish(outcomes))
+
+
+async def _read(backend: Backend, place: Place, request: Request, body: bytes) -> Job:
+    target = await backend.models.get(place)
+    query = request.url.query
+    job: Job = await _off_loop(
+        backend, len(body), lambda: read(place, target, request.headers, query, body)
+    )
+    return job
 
 
 async def _off_loop(backend: Backend, size: int, call: Callable[[], Any]) -> Any:
@@ -212,8 +222,9 @@ def _kind_endpoints(
     command: type[Command], handle: Callable[[Any, Identity], Any]
 ) -> list[Endpoint]:
     found = []
-    for kind, plural in PLURALS.items():
-        name = _snake(command).replace("component", kind)
+    for kind, plural in words_of(command).items():
+        name = _snake(command)
+        name = name.replace("component", kind) if "component" in name else f"{name}_of_{kind}"
         for word in (plural, *HIDDEN_PLURALS.get(kind, ())):
             path = command.route.path.replace("{kinds}", word)
             found.append(

@@ -57,7 +57,10 @@ from superduper.commands.jobs import (
     ShowStatus,
 )
 from superduper.commands.predictions import (
+    ExplainPrediction,
+    OnPredictor,
     Predict,
+    PredictDocuments,
     PredictImputation,
 )
 from superduper.commands.transport import (
@@ -73,6 +76,7 @@ __all__ = [
     "DeleteComponent",
     "DeleteDocuments",
     "DeleteImputation",
+    "ExplainPrediction",
     "ExplainValue",
     "FindDocuments",
     "Highscores",
@@ -89,8 +93,10 @@ __all__ = [
     "Named",
     "OnCollection",
     "OnImputation",
+    "OnPredictor",
     "PauseImputation",
     "Predict",
+    "PredictDocuments",
     "PredictImputation",
     "PreviewImputation",
     "PromoteVersion",

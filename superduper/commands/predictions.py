@@ -1,10 +1,10 @@
 """Commands that ask a model for outputs."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from superduper.command import COLLECTION, Name, OnCollection, Route, Version
+from superduper.command import COLLECTION, Document, Keys, Name, OnCollection, Route, Version
 from superduper.commands.imputations import IMPUTATION, OnImputation
 
 
@@ -22,3 +22,35 @@ class PredictImputation(OnImputation):
 
     route = Route("POST", f"{IMPUTATION}/predict")
     inputs: Annotated[list[Any], Field(max_length=10_000)]
+
+
+class OnPredictor(OnCollection):
+    """A command about what predicts: a model or an imputation; its live version if none is told."""
+
+    kind: Literal["model", "imputation"]
+    name: Name
+    version: Version | None = None
+
+
+_PREDICT = f"{COLLECTION}/{{kinds}}/{{name}}/predict"
+
+
+class PredictDocuments(OnPredictor):
+    """Outputs for documents that are there, by id or by filter; writes nothing.
+
+    A model is told by `key` which field it reads, or which fields; an imputation knows. Either
+    `ids`, answered in their order, or the first documents, by `_id`, that match `filter`.
+    """
+
+    route = Route("POST", f"{_PREDICT}/documents")
+    key: Keys | None = None
+    ids: Annotated[list[Any], Field(max_length=1000)] | None = None
+    filter: Document | None = None
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+
+
+class ExplainPrediction(OnPredictor):
+    """One prediction with what was in between: what the model was given, and what it gave back."""
+
+    route = Route("POST", f"{_PREDICT}/explain")
+    input: Any

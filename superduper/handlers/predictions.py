@@ -1,12 +1,18 @@
 """Commands that ask a model for outputs."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from superduper import commands
-from superduper.errors import UserCodeError
+from superduper.errors import InvalidInput, UserCodeError
 from superduper.handlers.context import Context
 from superduper.handlers.imputations import live_component
+from superduper.imputations.failures import key_of
+from superduper.imputations.imputation import as_paths
+from superduper.imputations.inputs import Batch, Inputs, matching
 from superduper.store.registry import Component
+
+ASK_SECONDS = 30.0
 
 
 def predict(context: Context, command: commands.Predict) -> dict[str, Any]:
@@ -61,3 +67,96 @@ def answer(
     if errors:
         told["errors"] = errors
     return told
+
+
+# About documents, and in detail ----------------------------------------------------------------
+
+
+def component_of(context: Context, command: commands.OnPredictor) -> tuple[Component, int | None]:
+    """The model version that answers, and the version that is told: an imputation has its own."""
+    if command.kind == "model":
+        component = context.registry.get(command.collection, "model", command.name, command.version)
+        return component, component.version
+    record = context.imputations.get(command.collection, command.name)
+    if command.version is None:
+        return live_component(context, record), record.active
+    version = context.imputations.model_version(record, command.version)
+    model = record.spec["model"]
+    return context.registry.get(record.collection, "model", model, version), command.version
+
+
+def inputs_of(context: Context, command: commands.PredictDocuments) -> Inputs:
+    """Which fields of documents are given to what predicts.
+
+    Raises InvalidInput if a model is not told, or an imputation told otherwise.
+    """
+    if command.kind == "model":
+        if command.key is None:
+            raise InvalidInput("key: name the field, or the fields, that the model reads")
+        return Inputs(as_paths(command.key))
+    if command.key is not None:
+        raise InvalidInput("key: an imputation knows which fields it reads")
+    record = context.imputations.get(command.collection, command.name)
+    return Inputs(record.input_paths, record.hidden_paths)
+
+
+def predict_documents(context: Context, command: commands.PredictDocuments) -> dict[str, Any]:
+    """Outputs for documents by id or by filter; nothing is written."""
+    if (command.ids is None) == (command.filter is None):
+        raise InvalidInput("pass either ids or a filter")
+    component, version = component_of(context, command)
+    inputs = inputs_of(context, command)
+    collection = context.database[command.collection]
+    if command.ids is None:
+        found = matching(collection, inputs, command.filter or {}, command.limit)
+        rows = [row for batch in found for row in _rows(context, component, inputs, batch)]
+    else:
+        found = matching(collection, inputs, {"_id": {"$in": command.ids}})
+        rows = _in_order(
+            command.ids,
+            [row for batch in found for row in _rows(context, component, inputs, batch)],
+        )
+    return {"documents": rows, "version": version}
+
+
+def _rows(
+    context: Context, component: Component, inputs: Inputs, batch: Batch
+) -> Iterator[dict[str, Any]]:
+    """What is told of each document: its output, or why there is none."""
+    missing = [inputs.missing(document) for document in batch]
+    values = [inputs.value(each) for each, lacks in zip(batch, missing, strict=True) if not lacks]
+    outcomes = iter(context.hosts.predict(component, values) if values else [])
+    for document, lacks in zip(batch, missing, strict=True):
+        if lacks:
+            yield _row(document["_id"], {"error": {"message": f"it has no {', '.join(lacks)}"}})
+        else:
+            yield _row(document["_id"], next(outcomes))
+
+
+def _row(document_id: Any, outcome: Any) -> dict[str, Any]:
+    return {
+        "document": document_id,
+        "value": outcome.get("value"),
+        "confidence": outcome.get("confidence"),
+        "error": (outcome.get("error") or {}).get("message"),
+    }
+
+
+def _in_order(ids: list[Any], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    found = {_identity(row["document"]): row for row in rows}
+    gone = {"error": {"message": "there is no document of this _id"}}
+    return [found.get(_identity(id)) or _row(id, gone) for id in ids]
+
+
+def _identity(document_id: Any) -> Any:
+    """Something that is equal for what the database takes for the same `_id`: 1 and 1.0 are."""
+    if isinstance(document_id, int | float) and not isinstance(document_id, bool):
+        return document_id
+    return key_of(document_id)
+
+
+def explain(context: Context, command: commands.ExplainPrediction) -> dict[str, Any]:
+    """One prediction with what was in between."""
+    component, version = component_of(context, command)
+    told = context.hosts.ask(component, {"op": "explain", "value": command.input}, ASK_SECONDS)
+    return {**told, "model": component.name, "version": version}

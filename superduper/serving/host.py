@@ -16,6 +16,7 @@ from superduper.errors import ChildDied, NotReady, SuperduperError, TimedOut, Us
 from superduper.serving.figures import Figures
 
 Payload = Mapping[str, Any]
+Message = dict[str, Any]
 
 LOAD_SECONDS = 120.0
 TRIAL_SECONDS = 60.0
@@ -83,6 +84,14 @@ class ModelHost:
                 outcomes += self._ask(frame, timeout)
         return outcomes
 
+    def ask(self, message: Message, timeout: float) -> Message:
+        """The child's answer to one of the operations of `hosted.Hosted`, but `predict`.
+
+        Raises what `predict` raises, and InvalidInput or UserCodeError as the child does.
+        """
+        with self._lock:
+            return self._exchange(message, timeout)
+
     @property
     def is_loaded(self) -> bool:
         """Whether the child lives and has loaded the model."""
@@ -107,18 +116,22 @@ class ModelHost:
         self._child.kill()
 
     def _ask(self, values: list[Any], timeout: float | None) -> list[dict[str, Any]]:
+        answer = self._exchange({"op": "predict", "values": values}, timeout)
+        for stage, seconds in answer.get("seconds", {}).items():
+            self._figures.stages[stage].add(seconds)
+        outcomes: list[dict[str, Any]] = answer["outcomes"]
+        return outcomes
+
+    def _exchange(self, message: Message, timeout: float | None) -> Message:
         self._make_ready()
         try:
-            answer = self._child.request({"op": "predict", "values": values}, timeout)
+            answer = self._child.request(message, timeout)
         except (ChildDied, TimedOut) as error:
             self._check_open()
             self._setbacks.add(error)
             raise
         self._setbacks.clear()
-        for stage, seconds in answer.get("seconds", {}).items():
-            self._figures.stages[stage].add(seconds)
-        outcomes: list[dict[str, Any]] = answer["outcomes"]
-        return outcomes
+        return answer
 
     def _make_ready(self) -> None:
         if self._child.alive and self._loaded:

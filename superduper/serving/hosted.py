@@ -26,6 +26,7 @@ Message = dict[str, Any]
 # After loading, torch's hundred thousand objects are frozen; what is left is small and dies young.
 GC_THRESHOLDS = (50_000, 20, 100)
 PAIR = 2
+BETWEEN = ("given", "returned")
 BATCHING: tuple[tuple[str, Any, float, float], ...] = (
     ("max_batch_size", int, 1, 10_000),
     ("max_wait_ms", (int, float), 0, 1000),
@@ -41,7 +42,12 @@ class Hosted:
 
     def handlers(self) -> dict[str, Callable[[Message], Message]]:
         """The operations by name."""
-        return {"load": self.load, "predict": self.predict, "try_sample": self.try_sample}
+        return {
+            "load": self.load,
+            "predict": self.predict,
+            "explain": self.explain,
+            "try_sample": self.try_sample,
+        }
 
     def load(self, message: Message) -> Message:
         """Verify and unpickle the component, get ready, and tell what it is."""
@@ -72,6 +78,20 @@ class Hosted:
         predictor.seconds = {}
         outcomes = predict_stored(predictor, values) if values else []
         return {"outcomes": outcomes, "seconds": predictor.seconds}
+
+    def explain(self, message: Message) -> Message:
+        """One prediction with what was in between, each part as it can be shown."""
+        predictor = self._loaded()
+        predictor.seconds = {}
+        [decoded] = each(_decode(predictor), [message["value"]])
+        if isinstance(decoded, Failure):
+            return {"failed_at": "decode", "error": decoded.error}
+        told = predictor.explain(decoded)
+        between = {part: _seen(told.pop(part)) for part in BETWEEN if part in told}
+        stored = dict(_stored(told))
+        if "error" in stored:
+            stored.setdefault("failed_at", "encode")
+        return {**between, **stored, "seconds": predictor.seconds}
 
     def try_sample(self, message: Message) -> Message:
         """Run on one value, and on the same value twice, and tell what the output is like.
@@ -249,6 +269,12 @@ def _decode(predictor: Predictor) -> Callable[[Any], Any]:
 def _stored(outcome: Outcome) -> Any:
     [stored] = each(_raw, [outcome])
     return {"error": stored.error} if isinstance(stored, Failure) else stored
+
+
+def _seen(value: Any) -> dict[str, Any]:
+    """What a value is like, and the value itself if it can be stored."""
+    [stored] = each(codec.encode, [value])
+    return {**describe(value), **({} if isinstance(stored, Failure) else {"value": stored})}
 
 
 def _raw(outcome: Outcome) -> Any:

@@ -3,16 +3,18 @@
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from superduper import settings
 from superduper.errors import NotReady
 from superduper.serving.batcher import Batcher, Outcomes, Request
 from superduper.serving.figures import Figures, ModelState
-from superduper.serving.host import Launch, ModelHost, Payload
+from superduper.serving.host import Launch, Message, ModelHost, Payload
+
+T = TypeVar("T")
 
 
 class Component(Protocol):
@@ -105,14 +107,21 @@ class Hosts:
         """
         if timeout is None:
             return self.submit(component, values).result()
+        return self._on_host(component, lambda host: host.predict(values, timeout))
+
+    def _on_host(self, component: Component, call: Callable[[ModelHost], T]) -> T:
         while True:
             with self._lock:
                 host = self._entry(component).host
             try:
-                return host.predict(values, timeout)
+                return call(host)
             except NotReady:
                 if not host.closed or self._closed:
                     raise
+
+    def ask(self, component: Component, message: Message, timeout: float) -> Message:
+        """A model process's answer to something else than a prediction; see `ModelHost.ask`."""
+        return self._on_host(component, lambda host: host.ask(message, timeout))
 
     def load(self, component: Component) -> None:
         """Have the model loaded; returns once it is. Raises what loading raises."""

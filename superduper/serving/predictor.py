@@ -109,6 +109,26 @@ class Predictor:
             outcomes: list[Outcome] = self._timed("postprocess", lambda: self._finished(rows))
             return outcomes
 
+    def explain(self, value: Any) -> dict[str, Any]:
+        """One prediction with what was in between, as far as it came.
+
+        `given` is what the model was given, `returned` what it gave back for this row; then the
+        outcome, with `failed_at` beside an `error`.
+        """
+        told: dict[str, Any] = {}
+        with self._evaluating():
+            samples = self._timed("preprocess", lambda: self.samples([value]))
+            if isinstance(samples[0], Failure):
+                return {"failed_at": "preprocess", "error": samples[0].error}
+            told["given"] = samples[0]
+            rows = self._timed("forward", lambda: self._rows(samples))
+            if isinstance(rows[0], Failure):
+                return {**told, "failed_at": "forward", "error": rows[0].error}
+            told["returned"] = rows[0].output
+            [outcome] = self._timed("postprocess", lambda: self._finished(rows))
+        where = {"failed_at": "postprocess"} if "error" in outcome else {}
+        return {**told, **where, **outcome}
+
     def _timed(self, stage: str, call: Callable[[], Any]) -> Any:
         began = time.perf_counter()
         made = call()

@@ -132,6 +132,7 @@ SAMPLES: dict[str, Any] = {
     "replacement": {"a": 1},
     "sealed": {"code": b"c"},
     "inputs": [1],
+    "input": 1,
     "model": "m",
     "model_key": "x",
     "target_key": "y",

@@ -39,6 +39,8 @@ CORPUS: list[tuple[str, bytes, dict[str, str]]] = [
     (V1, *asked({"inputs": [[1.0, 2.0], [1.0, 2.0, 3.0], "text", None]})),
     (V1, *asked({"inputs": 3})),
     (V1, *asked({"inputs": [[1.0]], "version": 1, "more": 2})),
+    (V1, *asked({"inputs": [[1.0, 2.0, 3.0]], "version": 1})),
+    (V1, *asked({"inputs": [[1.0, 2.0, 3.0]], "version": 9})),
     (V1, *asked({})),
     (V1, *asked(b"{")),
     (V1, *asked(b"")),

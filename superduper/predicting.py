@@ -1,0 +1,115 @@
+"""What can be asked of whatever predicts: handles on a model and on an imputation have it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from superduper import commands
+from superduper.command import build
+from superduper.commands import Transport
+from superduper.display import Table
+from superduper.errors import UserCodeError
+from superduper.fields.codec import decode, encode
+
+DOCUMENT_COLUMNS = ("document", "value", "confidence", "error")
+
+
+class Predicting:
+    """Something that predicts, by its name in a collection."""
+
+    kind: ClassVar[str]
+
+    def __init__(self, transport: Transport, collection: str, name: str) -> None:
+        self._transport = transport
+        self.collection = collection
+        self.name = name
+
+    def _ask(self, command: type[commands.OnPredictor], **fields: Any) -> Any:
+        placed = {"collection": self.collection, "kind": self.kind, "name": self.name}
+        return self._transport.send(build(command, **placed, **fields))
+
+    def _predict(self, inputs: list[Any], version: int | None) -> Any:
+        raise NotImplementedError
+
+    def predict(self, value: Any) -> Any:
+        """The live version's output for a value, or for each of a list of values."""
+        return predict_with(lambda inputs: self._predict(inputs, None), value)
+
+    def predict_documents(
+        self,
+        filter: Mapping[str, Any] | None = None,
+        *,
+        ids: Sequence[Any] | None = None,
+        key: str | Sequence[str] | None = None,
+        version: int | None = None,
+        limit: int = 100,
+    ) -> Table:
+        """Outputs for documents, by `ids` or by filter; writes nothing.
+
+        `key` says which field a model reads, or which fields; an imputation knows. Rows have
+        `document` (the `_id`), `value`, `confidence` and `error`: in the order of the ids, else in
+        that of `_id`.
+        """
+        wanted: dict[str, Any] = {"key": key, "version": version, "limit": limit}
+        if ids is not None:
+            wanted["ids"] = [encode(each) for each in ids]
+        if filter is not None or ids is None:
+            wanted["filter"] = encode(filter or {})
+        found = self._ask(commands.PredictDocuments, **wanted)
+        return Table(map(decoded, found["documents"]), DOCUMENT_COLUMNS)
+
+    def explain(self, value: Any, version: int | None = None) -> dict[str, Any]:
+        """One prediction with what was in between.
+
+        `given` is what the model was given after preprocess, `returned` what it gave back before
+        postprocess (each with type, datatype, shape and, where it can be shown, value); then
+        `value`, `confidence`, `seconds` of each stage, `version`. A failure is told, not raised:
+        `failed_at` names the stage, `error` has type and message.
+        """
+        story: dict[str, Any] = decode(
+            self._ask(commands.ExplainPrediction, input=encode(value), version=version)
+        )
+        return story
+
+
+class Model(Predicting):
+    """A registered model, to be asked."""
+
+    kind = "model"
+
+    def _predict(self, inputs: list[Any], version: int | None) -> Any:
+        return self._transport.send(
+            build(
+                commands.Predict,
+                collection=self.collection,
+                name=self.name,
+                inputs=inputs,
+                version=version,
+            )
+        )
+
+    def predict(self, value: Any, version: int | None = None) -> Any:
+        """A version's output for a value, or for each of a list of values; else the live one's."""
+        return predict_with(lambda inputs: self._predict(inputs, version), value)
+
+    def __repr__(self) -> str:
+        return f"<Model {self.name!r} of {self.collection!r}>"
+
+
+def decoded(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with its value as it went in."""
+    return {**row, "value": decode(row.get("value"))}
+
+
+def predict_with(send: Callable[[list[Any]], Mapping[str, Any]], value: Any) -> Any:
+    """Outputs for a list of values, or one output for a single value.
+
+    Raises UserCodeError with the first error if the model failed on any of them.
+    """
+    many = isinstance(value, list)
+    answer = send([encode(each) for each in (value if many else [value])])
+    errors = answer.get("errors") or {}
+    if errors:
+        index, error = next(iter(errors.items()))
+        raise UserCodeError(f"input {index}: {error}")
+    outputs = [decode(output) for output in answer["outputs"]]
+    return outputs if many else outputs[0]

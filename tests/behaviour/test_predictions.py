@@ -1,0 +1,140 @@
+"""What can be asked of a model, on both transports: of documents, and in detail."""
+
+import numpy as np
+import pytest
+import torch
+
+from definitions import DIM, LABELS, MyModel, documents
+from superduper.errors import InvalidInput, NotFound
+
+
+class Stretch(torch.nn.Module):
+    """Twice a number, said aloud; refuses negative ones and cannot work with 13."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.tensor([2.0]))
+
+    def preprocess(self, number: float) -> torch.Tensor:
+        if number < 0:
+            raise ValueError("too small")
+        return torch.tensor([float(number)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if bool((x == 13).any()):
+            raise ArithmeticError("unlucky")
+        return x * self.factor
+
+    def postprocess(self, row: torch.Tensor) -> str:
+        return f"about {row.item():g}"
+
+    def confidence(self, row: torch.Tensor) -> float:
+        return 0.75
+
+
+@pytest.fixture
+def stretch(docs):
+    docs.create_model("stretch", Stretch())
+    return docs.model("stretch")
+
+
+def test_documents_by_id_come_in_the_order_of_the_ids(docs, native, stretch):
+    docs.insert_many([{"_id": 1, "n": 1}, {"_id": "b", "n": -5}, {"_id": 3, "m": 1}])
+
+    rows = stretch.predict_documents(ids=[3, "b", 1, 9, 1.0], key="n")
+
+    assert [row["document"] for row in rows] == [3, "b", 1, 9, 1]
+    assert [row["value"] for row in rows] == [None, None, "about 2", None, "about 2"]
+    assert [row["confidence"] for row in rows] == [None, None, 0.75, None, 0.75]
+    assert rows[0]["error"] == "it has no n"
+    assert rows[1]["error"] == "too small"
+    assert rows[3]["error"] == "there is no document of this _id"
+    assert native.find_one({"_id": 1}) == {"_id": 1, "n": 1}  # nothing is written
+
+
+def test_documents_by_filter_come_in_the_order_of_their_ids(docs, stretch):
+    docs.insert_many(
+        [{"_id": number, "n": number, "deep": {"n": 50}} for number in range(9, 0, -1)]
+    )
+
+    rows = stretch.predict_documents({"n": {"$gt": 3}}, key="n", limit=3)
+    assert [(row["document"], row["value"]) for row in rows] == [
+        (4, "about 8"),
+        (5, "about 10"),
+        (6, "about 12"),
+    ]
+    assert stretch.predict_documents(key="deep.n", limit=1)[0]["value"] == "about 100"
+    assert stretch.predict_documents({"n": 0}, key="n") == []
+
+
+def test_several_fields_and_whole_documents(docs):
+    docs.create_model("names", lambda document: sorted(document))
+    docs.insert_one({"_id": 1, "a": 1, "b": [1.5]})
+    names = docs.model("names")
+    assert names.predict_documents(ids=[1], key=["b", "a"])[0]["value"] == ["a", "b"]
+    assert names.predict_documents(ids=[1], key="_base")[0]["value"] == ["a", "b"]
+    assert names.predict_documents(ids=[1], key=["b", "c"])[0]["error"] == "it has no c"
+
+
+def test_what_is_asked_wrongly_is_refused(docs, stretch):
+    with pytest.raises(InvalidInput, match="either ids or a filter"):
+        stretch.predict_documents({"n": 1}, ids=[1], key="n")
+    with pytest.raises(InvalidInput, match="key: name the field"):
+        stretch.predict_documents({"n": 1})
+    with pytest.raises(NotFound, match="no version 7"):
+        stretch.predict_documents(key="n", version=7)
+    with pytest.raises(NotFound, match="'strech'; did you mean 'stretch'"):
+        docs.model("strech").explain(1)
+
+
+def test_one_prediction_explained(stretch):
+    told = stretch.explain(3)
+
+    assert told["given"]["shape"] == [1] and told["given"]["dtype"] == "float32"
+    assert np.asarray(told["given"]["value"]).tolist() == [3.0]
+    assert np.asarray(told["returned"]["value"]).tolist() == [6.0]
+    assert told["value"] == "about 6" and told["confidence"] == 0.75
+    assert told["model"] == "stretch" and told["version"] == 1
+    assert told["seconds"].keys() == {"preprocess", "forward", "postprocess"}
+    assert stretch.explain(3)["value"] == stretch.predict(3)
+
+
+@pytest.mark.parametrize(
+    ("value", "stage", "kind", "known"),
+    [(-1, "preprocess", "ValueError", set()), (13, "forward", "ArithmeticError", {"given"})],
+)
+def test_a_failure_is_told_with_its_stage(stretch, value, stage, kind, known):
+    told = stretch.explain(value)
+    assert told["failed_at"] == stage
+    assert told["error"]["type"] == kind
+    assert told.keys() & {"given", "returned", "value"} == known
+
+
+def test_a_version_is_explained_as_it_was(docs):
+    docs.create_model("line", lambda n: n + 1)
+    docs.create_model("line", lambda n: n + 2)
+    line = docs.model("line")
+    assert line.explain(1)["value"] == 3
+    assert line.explain(1, version=1)["value"] == 2
+    assert line.predict(1, version=1) == 2
+    assert line.predict_documents({}, key="n", version=1) == []
+
+
+@pytest.mark.usefixtures("worker")
+def test_an_imputation_knows_its_fields(docs):
+    docs.insert_many([{**each, "hint": 1} for each in documents(20, 10)])
+    docs.create_model("ready", MyModel(LABELS, DIM))
+    imputation = docs.create_imputation(model="ready", model_key="x", target_key="y", fill=False)
+    imputation.wait(timeout=60, progress=False)
+
+    rows = imputation.predict_documents({"y": {"$exists": False}}, limit=4)
+    assert [row["document"] for row in rows] == [10, 11, 12, 13]
+    assert [row["value"] for row in rows] == imputation.predict(
+        [docs.find_one(row["document"])["x"] for row in rows]
+    )
+    told = imputation.explain(docs.find_one(10)["x"], version=1)
+    assert told["value"] == rows[0]["value"] and told["returned"]["shape"] == [2]
+    with pytest.raises(InvalidInput, match="an imputation knows"):
+        imputation.predict_documents({}, key="x")
+    with pytest.raises(NotFound, match="no finished version 5"):
+        imputation.explain([0.0] * DIM, version=5)
