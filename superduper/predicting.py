@@ -1,15 +1,17 @@
 """What can be asked of whatever predicts: handles on a model and on an imputation have it."""
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from superduper import commands
 from superduper.command import build
 from superduper.commands import Transport
 from superduper.display import Table
-from superduper.errors import UserCodeError
+from superduper.errors import SuperduperError, TimedOut, UserCodeError
 from superduper.fields.codec import decode, encode
 
+POLL_SECONDS = 0.25
 DOCUMENT_COLUMNS = ("document", "value", "confidence", "error")
 
 
@@ -57,6 +59,25 @@ class Predicting:
         found = self._ask(commands.PredictDocuments, **wanted)
         return Table(map(decoded, found["documents"]), DOCUMENT_COLUMNS)
 
+    def predict_later(
+        self,
+        values: Sequence[Any] | None = None,
+        *,
+        filter: Mapping[str, Any] | None = None,
+        key: str | Sequence[str] | None = None,
+        version: int | None = None,
+    ) -> "PredictionJob":
+        """Have a worker predict many values, or the documents that match a filter: a job.
+
+        What is live now answers them all. The outputs are kept for SUPERDUPER_OUTPUTS_HOURS.
+        """
+        wanted: dict[str, Any] = {"key": key, "version": version}
+        if values is not None:
+            wanted["inputs"] = [encode(each) for each in values]
+        if filter is not None:
+            wanted["filter"] = encode(filter)
+        return PredictionJob(self._transport, self._ask(commands.PredictLater, **wanted)["job"])
+
     def explain(self, value: Any, version: int | None = None) -> dict[str, Any]:
         """One prediction with what was in between.
 
@@ -95,9 +116,62 @@ class Model(Predicting):
         return f"<Model {self.name!r} of {self.collection!r}>"
 
 
+class PredictionJob:
+    """Predictions that a worker makes, and their rows as they come."""
+
+    def __init__(self, transport: Transport, id: str) -> None:
+        self._transport = transport
+        self.id = id
+
+    @property
+    def status(self) -> str:
+        """queued, running, succeeded, failed or cancelled."""
+        return str(self._show()["state"])
+
+    def rows(self, timeout: float | None = None) -> Iterator[dict[str, Any]]:
+        """One row for each input and in order, as soon as it is there.
+
+        A row has `value` and, where there is one, `confidence`, or else `error`; those of a filter
+        have `document` too, and are in the order of `_id`. Raises the error that ended the job,
+        NotFound once the outputs have expired, TimedOut if no more came for `timeout` seconds.
+        """
+        first, heard_at = 0, time.monotonic()
+        while True:
+            page = self._transport.send(build(commands.ListOutputs, id=self.id, first=first))
+            yield from map(decoded, page["rows"])
+            if page["rows"]:
+                first, heard_at = page["next"], time.monotonic()
+                continue
+            if page["state"] == "succeeded":
+                return
+            if page["state"] in ("failed", "cancelled"):
+                raise self._failure()
+            if timeout is not None and time.monotonic() - heard_at > timeout:
+                raise TimedOut(
+                    f"job {self.id} is {page['state']} and gave no row for {timeout:g} s"
+                )
+            time.sleep(POLL_SECONDS)
+
+    def cancel(self) -> None:
+        """Ask it to stop."""
+        self._transport.send(build(commands.CancelJob, id=self.id))
+
+    def _show(self) -> dict[str, Any]:
+        found: dict[str, Any] = self._transport.send(build(commands.ShowJob, id=self.id))
+        return found
+
+    def _failure(self) -> SuperduperError:
+        job = self._show()
+        told = (job["error"] or {}).get("message") or f"it was {job['state']}"
+        return UserCodeError(f"job {self.id}: {told}")
+
+    def __repr__(self) -> str:
+        return f"<PredictionJob {self.id} {self.status}>"
+
+
 def decoded(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row with its value as it went in."""
-    return {**row, "value": decode(row.get("value"))}
+    return {**row, "value": decode(row["value"])} if "value" in row else dict(row)
 
 
 def predict_with(send: Callable[[list[Any]], Mapping[str, Any]], value: Any) -> Any:

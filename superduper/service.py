@@ -45,6 +45,8 @@ HANDLERS: dict[type[Command], Handler] = {
     commands.Predict: predictions.predict,
     commands.PredictImputation: predictions.predict_imputation,
     commands.PredictDocuments: predictions.predict_documents,
+    commands.PredictLater: predictions.predict_later,
+    commands.ListOutputs: predictions.outputs,
     commands.ExplainPrediction: predictions.explain,
     commands.ListJobs: jobs.list_jobs,
     commands.ShowJob: jobs.show,

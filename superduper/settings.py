@@ -45,6 +45,7 @@ SETTINGS = (
         "MiB for the models that a process keeps loaded; the least recently used go first.",
     ),
     Setting("PREDICT_TIMEOUT", "30", "Seconds a prediction may take before its process is ended."),
+    Setting("OUTPUTS_HOURS", "24", "Hours that the outputs of a job of predictions are kept."),
     Setting("BODY_LIMIT_MB", "64", "Largest request body the server accepts, in MiB."),
     Setting("TOKEN_RATE", "2000", "Requests a second that a server takes from one token."),
     Setting("TOKEN_AT_ONCE", "128", "Requests of one token that a server answers at once."),

@@ -33,6 +33,7 @@ _LONG = (
     commands.RegisterComponent,
     commands.PreviewImputation,
     commands.PredictDocuments,
+    commands.PredictLater,
     commands.ExplainPrediction,
     commands.RevertVersion,
     commands.UpdateDocuments,

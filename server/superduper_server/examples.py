@@ -152,6 +152,11 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
         {"filter": {"y": {"$exists": False}}, "limit": 10},
         {"documents": [{"document": _ID, "value": "cat", "confidence": 0.98}], "version": 3},
     ),
+    "PredictLater": ({"filter": {"y": {"$exists": False}}}, {"job": "7c0e7d0a1b2c"}),
+    "ListOutputs": (
+        None,
+        {"rows": [{"value": "cat", "confidence": 0.98}], "next": 1, "state": "running"},
+    ),
     "ExplainPrediction": (
         {"input": [0.1, 0.2]},
         {

@@ -26,6 +26,7 @@ LONG = (
     commands.RegisterComponent,
     commands.PreviewImputation,
     commands.PredictDocuments,
+    commands.PredictLater,
     commands.ExplainPrediction,
     commands.RevertVersion,
     commands.UpdateDocuments,

@@ -58,10 +58,12 @@ from superduper.commands.jobs import (
 )
 from superduper.commands.predictions import (
     ExplainPrediction,
+    ListOutputs,
     OnPredictor,
     Predict,
     PredictDocuments,
     PredictImputation,
+    PredictLater,
 )
 from superduper.commands.transport import (
     Transport,
@@ -87,6 +89,7 @@ __all__ = [
     "ListFailures",
     "ListImputations",
     "ListJobs",
+    "ListOutputs",
     "ListRuns",
     "ListStates",
     "ListVersions",
@@ -98,6 +101,7 @@ __all__ = [
     "Predict",
     "PredictDocuments",
     "PredictImputation",
+    "PredictLater",
     "PreviewImputation",
     "PromoteVersion",
     "RedoVersion",

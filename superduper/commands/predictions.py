@@ -4,7 +4,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from superduper.command import COLLECTION, Document, Keys, Name, OnCollection, Route, Version
+from superduper.command import (
+    COLLECTION,
+    Command,
+    Document,
+    Keys,
+    Name,
+    OnCollection,
+    Route,
+    Version,
+)
 from superduper.commands.imputations import IMPUTATION, OnImputation
 
 
@@ -47,6 +56,29 @@ class PredictDocuments(OnPredictor):
     ids: Annotated[list[Any], Field(max_length=1000)] | None = None
     filter: Document | None = None
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
+
+
+class PredictLater(OnPredictor):
+    """Queue the predictions of many inputs, or of the documents that match a filter: a job.
+
+    Either `inputs`, or a `filter` (of a model with `key`). What is live now answers them all.
+    """
+
+    route = Route("POST", f"{_PREDICT}/jobs", role="writer", status=202)
+    inputs: Annotated[list[Any], Field(max_length=100_000)] | None = None
+    key: Keys | None = None
+    filter: Document | None = None
+
+
+class ListOutputs(Command):
+    """Outputs of a job of predictions from row `first` on, as far as it has come.
+
+    `next` begins the next page. A page that is empty is the last if the job's `state` is an end.
+    """
+
+    route = Route("GET", "/v1/jobs/{id}/outputs")
+    id: Annotated[str, Field(max_length=64)]
+    first: Annotated[int, Field(ge=0)] = 0
 
 
 class ExplainPrediction(OnPredictor):

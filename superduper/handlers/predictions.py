@@ -1,15 +1,17 @@
 """Commands that ask a model for outputs."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
-from superduper import commands
-from superduper.errors import InvalidInput, UserCodeError
+from superduper import commands, settings
+from superduper.errors import InvalidInput, NotFound, UserCodeError
 from superduper.handlers.context import Context
 from superduper.handlers.imputations import live_component
 from superduper.imputations.failures import key_of
 from superduper.imputations.imputation import as_paths
-from superduper.imputations.inputs import Batch, Inputs, matching
+from superduper.imputations.inputs import Inputs, Outcome, matching
+from superduper.imputations.kept_predictions import KeptPredictions
+from superduper.imputations.predict_job import PREDICT, Order
 from superduper.store.registry import Component
 
 ASK_SECONDS = 30.0
@@ -85,7 +87,9 @@ def component_of(context: Context, command: commands.OnPredictor) -> tuple[Compo
     return context.registry.get(record.collection, "model", model, version), command.version
 
 
-def inputs_of(context: Context, command: commands.PredictDocuments) -> Inputs:
+def inputs_of(
+    context: Context, command: commands.PredictDocuments | commands.PredictLater
+) -> Inputs:
     """Which fields of documents are given to what predicts.
 
     Raises InvalidInput if a model is not told, or an imputation told otherwise.
@@ -108,32 +112,52 @@ def predict_documents(context: Context, command: commands.PredictDocuments) -> d
     inputs = inputs_of(context, command)
     collection = context.database[command.collection]
     if command.ids is None:
-        found = matching(collection, inputs, command.filter or {}, command.limit)
-        rows = [row for batch in found for row in _rows(context, component, inputs, batch)]
+        found = matching(collection, inputs, command.filter or {}, limit=command.limit)
     else:
         found = matching(collection, inputs, {"_id": {"$in": command.ids}})
-        rows = _in_order(
-            command.ids,
-            [row for batch in found for row in _rows(context, component, inputs, batch)],
-        )
+
+    def predict(values: Sequence[Any]) -> Sequence[Outcome]:
+        return context.hosts.predict(component, values) if values else []
+
+    rows = [_row(*each) for batch in found for each in inputs.outcomes(batch, predict)]
+    rows = rows if command.ids is None else _in_order(command.ids, rows)
     return {"documents": rows, "version": version}
 
 
-def _rows(
-    context: Context, component: Component, inputs: Inputs, batch: Batch
-) -> Iterator[dict[str, Any]]:
-    """What is told of each document: its output, or why there is none."""
-    missing = [inputs.missing(document) for document in batch]
-    values = [inputs.value(each) for each, lacks in zip(batch, missing, strict=True) if not lacks]
-    outcomes = iter(context.hosts.predict(component, values) if values else [])
-    for document, lacks in zip(batch, missing, strict=True):
-        if lacks:
-            yield _row(document["_id"], {"error": {"message": f"it has no {', '.join(lacks)}"}})
-        else:
-            yield _row(document["_id"], next(outcomes))
+def predict_later(context: Context, command: commands.PredictLater) -> dict[str, Any]:
+    """Queue predictions; what is live now answers them all."""
+    if (command.inputs is None) == (command.filter is None):
+        raise InvalidInput("pass either inputs or a filter")
+    component, version = component_of(context, command)
+    kept = KeptPredictions(context.database)
+    order = Order(
+        collection=command.collection,
+        model=component.name,
+        model_version=component.version,
+        version=version,
+        kept=kept.keep_inputs(command.inputs or []),
+        rows=None if command.inputs is None else len(command.inputs),
+        filter=command.filter,
+        inputs=None if command.filter is None else vars(inputs_of(context, command)),
+    )
+    return {"job": context.queue.put(PREDICT, order.to_args())}
 
 
-def _row(document_id: Any, outcome: Any) -> dict[str, Any]:
+def outputs(context: Context, command: commands.ListOutputs) -> dict[str, Any]:
+    """Some of the rows of a job of predictions, as far as it has come."""
+    job = context.queue.get(command.id)
+    if job["kind"] != PREDICT:
+        raise InvalidInput(f"job {command.id!r} is a {job['kind']}: only predictions have outputs")
+    hours = settings.get_number("OUTPUTS_HOURS")
+    if job["finished_at"] and job["finished_at"] + hours * 3_600_000 < context.now():
+        raise NotFound(
+            f"the outputs of job {command.id!r} were kept for {hours:g} hours and no more"
+        )
+    rows, after = KeptPredictions(context.database).outputs(job["args"]["kept"], command.first)
+    return {"rows": rows, "next": after, "state": job["state"]}
+
+
+def _row(document_id: Any, outcome: Outcome) -> dict[str, Any]:
     return {
         "document": document_id,
         "value": outcome.get("value"),

@@ -3,7 +3,9 @@
 import logging
 import threading
 
+from superduper import settings
 from superduper.imputations.fit_checkpoints import FitCheckpoints
+from superduper.imputations.kept_predictions import KeptPredictions
 from superduper.store.artifacts import ArtifactStore
 
 logger = logging.getLogger(__name__)
@@ -19,12 +21,14 @@ class Housekeeping:
         self,
         artifacts: ArtifactStore,
         checkpoints: FitCheckpoints,
+        predictions: KeptPredictions,
         *,
         interval_seconds: float = INTERVAL_SECONDS,
         min_age_hours: float = MIN_AGE_HOURS,
     ) -> None:
         self.artifacts = artifacts
         self.checkpoints = checkpoints
+        self.predictions = predictions
         self.interval_seconds = interval_seconds
         self.min_age_hours = min_age_hours
 
@@ -35,3 +39,6 @@ class Housekeeping:
             removed += self.checkpoints.collect(self.min_age_hours)
             if removed:
                 logger.info("removed %d files that nothing refers to", removed)
+            expired = self.predictions.collect(settings.get_number("OUTPUTS_HOURS"))
+            if expired:
+                logger.info("removed %d parts of predictions that nobody fetches any more", expired)

@@ -1,7 +1,7 @@
 """A worker: fits imputations and keeps fields filled, until it is told to stop.
 
 `python -m superduper.imputations.work ADDRESS [DATABASE ...]`; without databases it works for every
-database of the address that has imputations, and finds new ones as they come.
+database of the address that has imputations or jobs, and finds new ones as they come.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from superduper.imputations.fit import FitContext, fit
 from superduper.imputations.hosting import open_hosts
 from superduper.imputations.housekeeping import Housekeeping
 from superduper.imputations.imputation import Imputations
+from superduper.imputations.predict_job import PREDICT, PredictContext, predict_later
 from superduper.imputations.watch import WatchService
 from superduper.jobs.worker import Worker
 from superduper.store.artifacts import ArtifactStore
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.5
 STOP_SECONDS = 30.0
-MARK = "superduper.imputations"
+MARKS = ("superduper.imputations", "superduper.jobs")
 NOT_USERS = ("admin", "config", "local")
 
 
@@ -45,8 +46,13 @@ def build_worker(database: Database[Any]) -> Worker:
     imputations = Imputations(database)
     context = FitContext(database, registry, artifacts, imputations)
     watch = WatchService(database, registry, functools.partial(open_hosts, registry), imputations)
-    house = Housekeeping(artifacts, context.checkpoints)
-    return Worker(database, {"fit": functools.partial(fit, work=context)}, [watch, house])
+    predicting = PredictContext(database, registry)
+    house = Housekeeping(artifacts, context.checkpoints, predicting.kept)
+    handlers = {
+        "fit": functools.partial(fit, work=context),
+        PREDICT: functools.partial(predict_later, work=predicting),
+    }
+    return Worker(database, handlers, [watch, house])
 
 
 class Workers:
@@ -93,7 +99,7 @@ class Workers:
                 logger.info("working for database %s", name)
 
     def _has_mark(self, name: str) -> bool:
-        return bool(self._client[name].list_collection_names(filter={"name": MARK}))
+        return bool(self._client[name].list_collection_names(filter={"name": {"$in": list(MARKS)}}))
 
 
 def work(address: str, databases: Sequence[str] = ()) -> None:

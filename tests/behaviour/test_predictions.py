@@ -40,6 +40,8 @@ def stretch(docs):
 
 def test_documents_by_id_come_in_the_order_of_the_ids(docs, native, stretch):
     docs.insert_many([{"_id": 1, "n": 1}, {"_id": "b", "n": -5}, {"_id": 3, "m": 1}])
+    docs.insert_one({"_id": {"a": 1}, "n": 2})
+    assert stretch.predict_documents(ids=[{"a": 1}], key="n")[0]["document"] == {"a": 1}
 
     rows = stretch.predict_documents(ids=[3, "b", 1, 9, 1.0], key="n")
 
@@ -118,6 +120,43 @@ def test_a_version_is_explained_as_it_was(docs):
     assert line.explain(1, version=1)["value"] == 2
     assert line.predict(1, version=1) == 2
     assert line.predict_documents({}, key="n", version=1) == []
+
+
+@pytest.mark.usefixtures("worker")
+def test_many_predictions_are_fetched_later(docs, stretch):
+    job = stretch.predict_later([float(n) for n in range(-1, 600)])
+    rows = list(job.rows(timeout=60))
+
+    assert len(rows) == 601 and job.status == "succeeded"
+    assert rows[0] == {"error": "too small"}
+    assert rows[14] == {"error": "unlucky"}
+    assert rows[600] == {"value": "about 1198", "confidence": 0.75}
+    [shown] = [row for row in docs.jobs() if row["id"] == job.id]
+    assert shown["kind"] == "predict" and shown["args"]["rows"] == 601
+
+
+@pytest.mark.usefixtures("worker")
+def test_the_documents_of_a_filter_are_predicted_later_by_one_version(docs, stretch):
+    docs.insert_many([{"_id": n, "n": n} for n in range(300)] + [{"_id": "x", "n": None}])
+    job = stretch.predict_later(filter={"_id": {"$ne": 7}}, key="n", version=1)
+    docs.create_model("stretch", lambda n: n)
+
+    rows = list(job.rows(timeout=60))
+    assert [row["document"] for row in rows] == [*range(7), *range(8, 300), "x"]
+    assert rows[250]["value"] == "about 502" and rows[12] == {"document": 13, "error": "unlucky"}
+    assert "value" not in rows[-1] and rows[-1]["error"]
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_job_of_predictions_that_cannot_be_run(docs, stretch):
+    with pytest.raises(InvalidInput, match="either inputs or a filter"):
+        stretch.predict_later()
+    with pytest.raises(InvalidInput, match="key: name the field"):
+        stretch.predict_later(filter={})
+    job = stretch.predict_later([1.0], version=1)
+    assert [row["value"] for row in job.rows(timeout=60)] == ["about 2"]
+    job.cancel()  # too late: an ended job stays as it is
+    assert job.status == "succeeded"
 
 
 @pytest.mark.usefixtures("worker")

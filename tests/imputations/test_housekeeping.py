@@ -8,6 +8,7 @@ from pymongo.database import Database
 
 from superduper.fields.sealing import seal
 from superduper.imputations.housekeeping import Housekeeping
+from superduper.imputations.kept_predictions import KeptPredictions
 from superduper.imputations.work import build_worker
 from superduper.training.checkpoints import Checkpoints
 from tests.imputations.fitting import Fitting
@@ -27,7 +28,11 @@ def test_a_worker_removes_what_nothing_refers_to(database: Database[Any], tmp_pa
     assert blobs.count_documents({}) == 2
 
     keeping = Housekeeping(
-        artifacts, fitting.work.checkpoints, interval_seconds=0.05, min_age_hours=0
+        artifacts,
+        fitting.work.checkpoints,
+        KeptPredictions(database),
+        interval_seconds=0.05,
+        min_age_hours=0,
     )
     stop = threading.Event()
     thread = threading.Thread(target=keeping.run, args=(stop,))
