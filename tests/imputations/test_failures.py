@@ -19,7 +19,7 @@ from superduper.imputations.isolate import BatchSize, Isolation, ModelUnusable, 
 from superduper.imputations.provenance import input_hash
 from tests.waiting import until
 
-IDS: list[Any] = [1, "1", ObjectId(), {"a": 1}, None, 2.5]
+IDS: list[Any] = [1, "1", ObjectId("0123456789abcdef01234567"), {"a": 1}, None, 2.5]
 
 
 @pytest.fixture(params=[True, False], ids=["indexed", "not indexed"])
