@@ -231,7 +231,9 @@ class _Bar:
             if self._bar is not None and progress.get("metrics"):
                 self._bar.set_postfix(progress["metrics"], refresh=False)
         elif state["status"] == "filling" or self._phase == "fill":
-            self._show("fill", state["scan"].get("filled", 0), None, "document")
+            scan = state["scan"]
+            seen = scan.get("seen", 0)
+            self._show("fill", seen, seen + scan.get("left", 0), "document")
 
     def _show(self, phase: str, done: int, total: int | None, unit: str) -> None:
         if not self._enabled:

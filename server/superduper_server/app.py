@@ -25,6 +25,7 @@ from superduper_server.routes import PREDICTIONS, Router, command_endpoints, reg
 from superduper_server.shares import Shares
 from superduper_server.streams import add_streams
 from superduper_server.v2 import add_v2
+from superduper_server.watch_figures import WatchFigures
 
 
 def build_app(
@@ -44,7 +45,9 @@ def build_app(
     backend = Backend.of(service, limits)
     app = _bare_app(backend)
     router, figures = Router(app, backend), Figures()
+    watching = WatchFigures()
     figures.registry.register(ModelFigures(service.context.hosts))
+    figures.registry.register(watching)
     router.table["GET", "/openapi.json"] = None
     endpoints = [*command_endpoints(backend), *admin_endpoints(backend)]
     # Routes are tried in order: what is asked most often, and most in a hurry, comes first.
@@ -52,7 +55,7 @@ def build_app(
         router.add(endpoint)
     add_streams(router)
     readiness = Readiness(backend)
-    add_health(router, figures, readiness)
+    add_health(router, figures, watching, readiness)
     add_v2(router, readiness)
     add_docs(router)
     openapi.install(app, router.schemas, router.table)

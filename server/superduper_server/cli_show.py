@@ -19,7 +19,7 @@ from superduper_server.cli_options import (
 )
 
 WORKER_COLUMNS = ("host", "pid", "state", "started_at", "seen_at")
-STATUS_COLUMNS = ("collection", "name", "status", "active")
+STATUS_COLUMNS = ("collection", "name", "status", "active", "left", "rate", "eta_seconds")
 IMPUTATION_COLUMNS = ("name", "status", "model_key", "target_key", "model", "active")
 FAILURE_COLUMNS = ("document", "state", "attempts", "error")
 CORRECTION_COLUMNS = ("document", "field", "how", "version", "at")
@@ -55,6 +55,8 @@ def status(uri: str, database: str | None, alive: bool, as_json: bool) -> None:
             print_rows(found[title], columns, as_json=False)
         jobs = ", ".join(f"{count} {state}" for state, count in found["jobs"].items())
         click.echo(f"\njobs: {jobs}")
+        for trouble in found["troubles"]:
+            click.echo(f"trouble: {trouble}")
     if alive and not any(row.get("host") == socket.gethostname() for row in found["workers"]):
         raise NotReady("no worker of this host is alive: start one with `superduper work`")
 

@@ -9,14 +9,17 @@ import orjson
 from fastapi import Request
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pymongo.errors import PyMongoError
 
 from superduper.errors import SuperduperError
 from superduper_server.backend import Backend
 from superduper_server.bodies import JSON
 from superduper_server.observe import Figures
 from superduper_server.routes import Router
+from superduper_server.watch_figures import WatchFigures
 
 PING_SECONDS = 2.0
+METRICS_SECONDS = 5.0
 FRESH_SECONDS = 1.0
 
 
@@ -48,8 +51,11 @@ class Readiness:
             return ["the database does not answer"]
 
 
-def add_health(router: Router, figures: Figures, readiness: Readiness) -> None:
+def add_health(
+    router: Router, figures: Figures, watching: WatchFigures, readiness: Readiness
+) -> None:
     """`/healthz`, `/readyz` and `/metrics`."""
+    backend = readiness.backend
 
     async def healthz(request: Request) -> Response:
         return Response(b'{"alive":true}', media_type=JSON)
@@ -61,6 +67,12 @@ def add_health(router: Router, figures: Figures, readiness: Readiness) -> None:
         return Response(orjson.dumps(content), 503 if reasons else 200, headers, JSON)
 
     async def metrics(request: Request) -> Response:
+        try:
+            await backend.control.run(
+                lambda: watching.read(backend.service.context.database), seconds=METRICS_SECONDS
+            )
+        except (SuperduperError, PyMongoError):
+            watching.forget()
         return Response(generate_latest(figures.registry), media_type=CONTENT_TYPE_LATEST)
 
     probes = (

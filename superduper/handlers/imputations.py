@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from superduper import commands
@@ -14,6 +15,7 @@ from superduper.imputations.explain import Explainer
 from superduper.imputations.fit import adopt
 from superduper.imputations.imputation import ImputationRecord, record_of, watcher_of
 from superduper.imputations.provenance import BASE
+from superduper.imputations.ranges import Ranges
 from superduper.imputations.revert import redo_version, revert_version
 from superduper.imputations.states import States, preview
 from superduper.jobs.worker import alive_workers
@@ -156,12 +158,24 @@ def shown(context: Context, record: ImputationRecord) -> dict[str, Any]:
         "latest": record.latest,
         "metrics": (run or {}).get("metrics"),
         "fit": fit and {k: fit.get(k) for k in ("id", "state", "progress", "attempts")},
-        "scan": {k: v for k, v in record.scan.items() if k != "last"},
+        "scan": scan_shown(context, record),
         "corrections": Corrections(context.database, record.id).count(),
         "workers": len(alive_workers(context.database)),
         "created_at": record.created_at,
         "created_by": record.created_by,
     }
+
+
+def scan_shown(context: Context, record: ImputationRecord) -> dict[str, Any]:
+    """How far the scan is of what was there before; empty while none was asked for."""
+    if not record.scan:
+        return {}
+    progress = Ranges(context.imputations, record).progress()
+    kept = {key: record.scan[key] for key in _OF_SCAN if key in record.scan}
+    return {**kept, **asdict(progress), "eta_seconds": progress.eta_seconds}
+
+
+_OF_SCAN = ("state", "version", "asked_at", "refill", "ranges")
 
 
 def show(context: Context, command: commands.ShowImputation) -> dict[str, Any]:

@@ -5,6 +5,9 @@ from typing import Any
 
 from superduper import commands
 from superduper.handlers.context import Context
+from superduper.handlers.imputations import scan_shown
+from superduper.imputations.imputation import ImputationRecord
+from superduper.imputations.readiness import troubles
 from superduper.jobs.worker import alive_workers
 from superduper.version import __version__
 
@@ -49,6 +52,12 @@ def highscores(context: Context, command: commands.Highscores) -> list[dict[str,
     return context.runs.highscores(command.collection, command.metric, command.limit)
 
 
+def _rest_of(context: Context, record: ImputationRecord) -> dict[str, Any]:
+    """How much of a scan is left, and for how many seconds."""
+    scan = scan_shown(context, record) if record.status == "filling" else {}
+    return {name: scan.get(name) for name in ("left", "rate", "eta_seconds")}
+
+
 def status(context: Context, command: commands.ShowStatus) -> dict[str, Any]:
     """Workers, imputations and jobs at a glance."""
     return {
@@ -61,9 +70,11 @@ def status(context: Context, command: commands.ShowStatus) -> dict[str, Any]:
                 "name": record.name,
                 "status": record.status,
                 "active": record.active,
+                **_rest_of(context, record),
             }
             for record in context.imputations.find()
         ],
+        "troubles": troubles(context.database),
         "streams": list(
             context.database["superduper.watchers"].find({}, {"token": 0}).sort("_id", 1)
         ),

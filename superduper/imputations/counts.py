@@ -16,7 +16,8 @@ from pymongo.database import Database
 
 from superduper.imputations.failures import NAME as FAILURES
 from superduper.imputations.failures import TAKEN_BACK
-from superduper.imputations.imputation import ImputationRecord
+from superduper.imputations.imputation import ImputationRecord, Imputations
+from superduper.imputations.ranges import Ranges
 from superduper.imputations.states import STATES, States
 from superduper.store.mongo import server_now_ms
 
@@ -64,10 +65,11 @@ def _tally(database: Database[Any], record: ImputationRecord, now: int) -> Count
 
 def _signs(database: Database[Any], record: ImputationRecord) -> Counts:
     """What can be known without reading documents."""
+    # A scan counts fields.
+    filled = Ranges(Imputations(database), record).progress().filled
     return {
         "total": database[record.collection].estimated_document_count(),
-        # A scan counts fields.
-        "filled": int(record.scan.get("filled", 0)) if len(record.write_paths) == 1 else 0,
+        "filled": filled if len(record.write_paths) == 1 else 0,
         "withheld": _listed(database, record, ["withheld"]),
         "withdrawn": _listed(database, record, list(TAKEN_BACK)),
         "failed": _listed(database, record, ["dead"]),

@@ -16,7 +16,7 @@ from pymongo.database import Database
 from pymongo.errors import OperationFailure, PyMongoError
 
 from superduper import settings
-from superduper.errors import NotFound, SuperduperError
+from superduper.errors import LostLease, NotFound, SuperduperError
 from superduper.imputations.decide import RAW
 from superduper.imputations.events import Call, Echoes
 from superduper.imputations.failures import Failures
@@ -85,7 +85,9 @@ class Crew:
         hosts: Hosts,
         retry_hosts: Hosts,
         progressed: Callable[[], None],
+        fence: int = 0,
     ) -> None:
+        self.fence = fence
         self.database = database
         self.registry = registry
         self.imputations = imputations
@@ -127,9 +129,13 @@ class Crew:
             if scan is not None and not scan.is_alive():
                 del self._scans[record.id]
                 scan = None
-            if scan is None and record.scan.get("state") != "done" and self._may_scan(record):
+            if scan is None and self._is_due(record) and self._may_scan(record):
                 self._scans[record.id] = scan = _ScanThread(self, record)
                 scan.start()
+
+    def _is_due(self, record: ImputationRecord) -> bool:
+        # A later leader may have lost its place in the stream, and not have another one yet.
+        return record.scan.get("state") != "done" and record.fence <= self.fence
 
     def fill(self, calls: Sequence[Call]) -> None:
         """Bring documents up to date that the stream told of, for one imputation after another."""
@@ -192,7 +198,7 @@ class Crew:
         filler = Filler(
             self.database,
             record,
-            Isolation(hosts, component, patience),
+            Isolation(hosts, component, patience, self.counters.add),
             clock=self.clock,
             counters=self.counters,
             echoes=self.echoes,
@@ -207,7 +213,7 @@ class Crew:
         """Whether an error concerns one imputation only, and not the database or the lease."""
         if isinstance(error, OperationFailure):
             return not is_server_trouble(error)
-        return isinstance(error, SuperduperError)
+        return isinstance(error, SuperduperError) and not isinstance(error, LostLease)
 
     def fall_behind(self, record: ImputationRecord, error: Exception) -> None:
         """Leave an imputation out of the stream until it is scanned again."""
@@ -276,7 +282,7 @@ class _ScanThread(threading.Thread):
         """Scan; what cannot go on now is started again by the leader."""
         try:
             filler = self.crew.filler(self.record)
-            if Scan(self.crew.imputations, self.record, filler, self.stop, self.crew.turns).run():
+            if Scan(self.crew.imputations, self.record, filler, self.stop, self.crew.turns).lead():
                 self.crew.caught_up(self.record)
         except (SuperduperError, PyMongoError) as error:
             self._leave_off(error)

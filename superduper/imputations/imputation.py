@@ -44,6 +44,7 @@ class ImputationRecord:
     error: Mapping[str, Any] | None = None
     fit_job: str | None = None
     scan: Mapping[str, Any] = field(default_factory=dict)
+    fence: int = 0
     history: tuple[Mapping[str, Any], ...] = ()
 
     @property
@@ -114,6 +115,7 @@ class ImputationRecord:
             error=document.get("error"),
             fit_job=document.get("fit_job"),
             scan=document.get("scan") or {},
+            fence=document.get("fence", 0),
             history=tuple(document.get("history", ())),
         )
 
@@ -207,6 +209,7 @@ class Imputations:
         self.database["superduper.failures"].delete_many({"imputation": record.id})
         self.database["superduper.layers"].delete_many({"imputation": record.id})
         self.database["superduper.corrections"].delete_many({"imputation": record.id})
+        self.database["superduper.ranges"].delete_many({"imputation": record.id})
         self.database["superduper.tallies"].delete_one({"_id": record.id})
 
     # Changing --------------------------------------------------------------------------------
@@ -299,11 +302,31 @@ class Imputations:
         )
         return result.matched_count == 1
 
-    def request_scan(self, collection: str, name: str | None = None) -> None:
-        """Ask every live imputation of a collection for a scan (the stream's history is lost)."""
+    def replan(self, record: ImputationRecord, plan: Mapping[str, Any]) -> bool:
+        """Cut a scan in another way; False if that, or another scan, was done in the meantime."""
+        result = self.documents.update_one(
+            {
+                "_id": record.id,
+                "scan.version": record.scan.get("version"),
+                "scan.asked_at": record.scan.get("asked_at"),
+                "scan.plan": record.scan.get("plan"),
+            },
+            {"$set": {f"scan.{key}": value for key, value in plan.items()}},
+        )
+        return result.matched_count == 1
+
+    def request_scan(
+        self, collection: str, name: str | None = None, *, fence: int | None = None
+    ) -> None:
+        """Ask every live imputation of a collection for a scan (the stream's history is lost).
+
+        With the `fence` of the leader that asks, no leader before it may begin one.
+        """
         filter: dict[str, Any] = {"collection": collection, "active": {"$ne": None}}
         if name is not None:
             filter["name"] = name
+        if fence is not None:
+            self.documents.update_many(filter, {"$set": {"fence": fence}})
         now = self._now()
         for document in self.documents.find(filter, {"active": 1, "scan.refill": 1}):
             self.documents.update_one(

@@ -70,13 +70,23 @@ class BatchSize:
 
 
 class Isolation:
-    """Predictions of one model version that keep documents from harming each other."""
+    """Predictions of one model version that keep documents from harming each other.
 
-    def __init__(self, predictor: Predictor, component: Any, patience: Patience) -> None:
+    `note_death` is told the kind of error each time that the model's process had to end.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        component: Any,
+        patience: Patience,
+        note_death: Callable[[str], None] = lambda error: None,
+    ) -> None:
         self.predictor = predictor
         self.component = component
         self.patience = patience
         self.deaths = 0
+        self._note_death = note_death
 
     def predict(self, values: Sequence[Any], count_attempt: Callable[[int], None]) -> list[Outcome]:
         """One outcome for each value; `count_attempt(position)` is called before a run alone.
@@ -92,7 +102,7 @@ class Isolation:
         try:
             return self._run([value], attempt)[0]
         except (ChildDied, TimedOut, TooLarge) as error:
-            self._after_death()
+            self._after_death(error)
             return {"error": describe(error)}
 
     def _part(
@@ -107,7 +117,7 @@ class Isolation:
             outcomes[start:stop] = self._run(values[start:stop], 1)
             return
         except (ChildDied, TimedOut, TooLarge) as error:
-            self._after_death()
+            self._after_death(error)
             if stop - start == 1:  # the whole batch was one document: that was its attempt
                 outcomes[start] = {"error": describe(error)}
                 return
@@ -148,8 +158,9 @@ class Isolation:
         except SuperduperError as error:
             raise ModelUnusable(f"{type(error).__name__}: {error.message}") from error
 
-    def _after_death(self) -> None:
+    def _after_death(self, error: SuperduperError) -> None:
         self.deaths += 1
+        self._note_death(type(error).__name__)
         self.make_ready()
 
 

@@ -22,6 +22,7 @@ from superduper.errors import LostLease, SuperduperError
 from superduper.imputations import corrections, failures, layers
 from superduper.imputations.crew import Crew, Hosts
 from superduper.imputations.events import call_of
+from superduper.imputations.helper import Helper
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.jobs.lease import Lease
 from superduper.store.changes import Change, Changes, HistoryLost
@@ -112,14 +113,33 @@ class CollectionWatch(threading.Thread):
         self.stop = threading.Event()
         self.hosts = hosts
         self.retry_hosts = retry_hosts
+        self.helper = Helper(
+            Crew(
+                service.database,
+                service.registry,
+                service.imputations,
+                name,
+                hosts=hosts,
+                retry_hosts=retry_hosts,
+                progressed=lambda: None,
+            )
+        )
 
     def run(self) -> None:
-        """Take the lease and lead; again and again, until told to stop."""
+        """Take the lease and lead, or help who leads; again and again, until told to stop."""
+        self.helper.start()
+        try:
+            self._keep_leading()
+        finally:
+            self.helper.end()
+
+    def _keep_leading(self) -> None:
         trouble = 0
         while not self.stop.is_set():
             try:
                 if self._lead_if_free():
                     trouble = 0
+                self._keep_account()
                 self.stop.wait(POLL_SECONDS)
                 continue
             except LostLease as error:
@@ -144,10 +164,17 @@ class CollectionWatch(threading.Thread):
         if not lease.acquire():
             return False
         try:
-            Leading(self, lease).run()
+            with self.helper.resting():
+                Leading(self, lease).run()
         finally:
             lease.release()
         return True
+
+    def _keep_account(self) -> None:
+        """Add what was done to help to the collection's figures."""
+        if counts := self.helper.crew.counters.take():
+            added = {f"counters.{name}": count for name, count in counts.items()}
+            self.watchers.update_one({"_id": f"stream:{self.collection_name}"}, {"$inc": added})
 
 
 class Leading:
@@ -165,6 +192,7 @@ class Leading:
             hosts=watch.hosts,
             retry_hosts=watch.retry_hosts,
             progressed=lease.progressed,
+            fence=lease.fence,
         )
         self._records: list[ImputationRecord] = []
         self._looked_at = -math.inf
@@ -250,7 +278,7 @@ class Leading:
         self.crew.stop_scans()
         self.lease.check()
         self._write({"token": None})
-        self.watch.imputations.request_scan(self.watch.collection_name)
+        self.watch.imputations.request_scan(self.watch.collection_name, fence=self.lease.fence)
         changes = Changes(self.collection)
         try:
             self._save(changes)

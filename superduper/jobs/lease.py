@@ -109,7 +109,8 @@ class Lease:
     """A lease kept in one document; its fields are `owner`, `fence` and `expires_at`.
 
     Use it as `if lease.acquire(): try: ... finally: lease.release()`, call `progressed` as the work
-    goes on and `check` before each write.
+    goes on and `check` before each write. With `upsert=False` no document is made: one that was
+    removed is not to come again.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class Lease:
         *,
         watchdog_seconds: float = WATCHDOG_SECONDS,
         clock: Callable[[], float] = time.monotonic,
+        upsert: bool = True,
     ) -> None:
         self.id = id
         self.owner = owner
@@ -129,6 +131,7 @@ class Lease:
         self._seconds = seconds
         self._watchdog_seconds = watchdog_seconds
         self._clock = clock
+        self._upsert = upsert
         self._renewal: Renewal | None = None
 
     def acquire(self) -> bool:
@@ -148,7 +151,7 @@ class Lease:
             document = self._collection.find_one_and_update(
                 {"_id": self.id},
                 [{"$replaceWith": change}],
-                upsert=True,
+                upsert=self._upsert,
                 return_document=ReturnDocument.AFTER,
             )
         except DuplicateKeyError:  # another worker has just created the document
@@ -209,7 +212,7 @@ class Lease:
         """A plain read first: those who wait ask often, and a write each time would be costly."""
         stages = [{"$match": {"_id": self.id}}, {"$project": {"free": self._free()}}]
         found = next(iter(self._collection.aggregate(stages)), None)
-        return found is None or bool(found["free"])
+        return self._upsert if found is None else bool(found["free"])
 
     def _free(self) -> dict[str, Any]:
         expired = {"$lt": [{"$ifNull": ["$expires_at", 0]}, NOW]}

@@ -13,6 +13,7 @@ from superduper.imputations.fair_lock import FairLock
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.isolate import BatchSize
 from superduper.imputations.process import Prepared
+from superduper.imputations.ranges import Ranges
 from superduper.imputations.scan import Scan, walk
 
 IDS: list[Any] = [*range(30), *map(str, range(30)), *(ObjectId() for _ in range(30)), {"a": 1}]
@@ -42,7 +43,7 @@ def scan_of(filling: Filling, imputations: Imputations, size: int = 7) -> Scan:
 
 
 def test_a_scan_fills_ids_of_all_types(filling: Filling, imputations: Imputations) -> None:
-    assert scan_of(filling, imputations).run()
+    assert scan_of(filling, imputations).lead()
     assert filling.docs.count_documents({"y": describe(1)}) == len(IDS)
     scan = imputations.get("docs", "imputation").scan
     assert (scan["state"], scan["seen"], scan["filled"]) == ("done", len(IDS), len(IDS))
@@ -52,11 +53,10 @@ def test_a_scan_fills_ids_of_all_types(filling: Filling, imputations: Imputation
 def test_a_walk_goes_on_from_any_place(filling: Filling, at: int) -> None:
     last = IDS[at]
     everything = [key_of(each["_id"]) for each in filling.docs.find().hint([("_id", 1)])]
-    record = record_of()
-    object.__setattr__(record, "scan", {"last": last})
+    bounds = {"first": last}
     walked = [
         key_of(each["_id"])
-        for batch in walk(filling.filler.collection, record, BatchSize(7))
+        for batch in walk(filling.filler.collection, record_of(), bounds, BatchSize(7))
         for each in batch
     ]
     assert walked == everything[everything.index(key_of(last)) :]
@@ -82,12 +82,12 @@ def test_broken_off_anywhere_it_goes_on_where_it_was(
 
     monkeypatch.setattr(scan.filler, "finish", finish)
     with pytest.raises(Killed):
-        scan.run()
+        scan.lead()
     state = imputations.get("docs", "imputation").scan
     assert state["state"] == "running"
     assert filling.docs.count_documents({"y": {"$exists": True}}) == 7 * batches
     again = scan_of(filling, imputations)
-    assert again.run()
+    assert again.lead()
     assert filling.docs.count_documents({"y": describe(1)}) == len(IDS)
 
 
@@ -113,18 +113,18 @@ def test_a_scan_that_is_out_of_date_ends(
         return prepare(documents)
 
     scan.filler.prepare = then  # type: ignore[method-assign]
-    assert not scan.run()
+    assert not scan.lead()
     assert filling.docs.count_documents({"y": {"$exists": True}}) <= 7
     states = [record.scan["state"] for record in imputations.find("docs")]
     assert states in ([], ["pending"], ["running"])
 
 
 def test_an_outdated_value_is_found_by_a_scan(filling: Filling, imputations: Imputations) -> None:
-    assert scan_of(filling, imputations).run()
+    assert scan_of(filling, imputations).lead()
     filling.docs.update_many({"_id": {"$in": [0, "0"]}}, {"$set": {"x": 2}})
     filling.docs.update_one({"_id": 1}, {"$set": {"x": 2, "y": "mine"}})
     imputations.request_scan("docs")
-    assert scan_of(filling, imputations).run()
+    assert scan_of(filling, imputations).lead()
     assert filling.docs.count_documents({"y": describe(2)}) == 2
     assert filling.docs.find_one({"_id": 1}) == {"_id": 1, "x": 2, "y": "mine"}
 
@@ -133,17 +133,17 @@ def test_failures_of_deleted_documents_are_forgotten(
     filling: Filling, imputations: Imputations
 ) -> None:
     filling.predictor.function = lambda value: 1 / 0
-    assert scan_of(filling, imputations).run()
+    assert scan_of(filling, imputations).lead()
     filling.docs.delete_many({"_id": {"$type": "string"}})
     imputations.request_scan("docs")
-    assert scan_of(filling, imputations).run()
+    assert scan_of(filling, imputations).lead()
     assert len(filling.failures_by_key()) == len(IDS) - 30
 
 
 def test_large_documents_make_small_batches(filling: Filling) -> None:
     filling.docs.insert_many({"_id": f"large {each}", "x": "x" * (6 << 20)} for each in range(6))
     record: ImputationRecord = record_of()
-    batches = list(walk(filling.filler.collection, record, BatchSize(500)))
+    batches = list(walk(filling.filler.collection, record, {}, BatchSize(500)))
     assert max(sum(len(each.raw) for each in batch) for batch in batches) < 24 << 20
     assert sum(map(len, batches)) == len(IDS) + 6
 
@@ -168,12 +168,12 @@ def test_the_place_stays_behind_what_is_being_written(
         written_first.append(prepared.fills[0][0].document_id)
         if len(written_first) == 1:
             assert next_is_ready.wait(30), "the model works on the next batch meanwhile"
-            places.append(dict(imputations.get("docs", "imputation").scan))
+            places.extend(map(dict, Ranges(imputations, scan.record).all()))
         return finish(prepared)
 
     monkeypatch.setattr(scan.filler, "prepare", note_prepare)
     monkeypatch.setattr(scan.filler, "finish", note_finish)
-    assert scan.run()
+    assert scan.lead()
     assert written_first == prepared_first, "batches are written in their order"
     assert "last" not in places[0]
     assert filling.docs.count_documents({"y": describe(1)}) == len(IDS)

@@ -1,5 +1,6 @@
 """Alive, ready, and the figures."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,11 @@ from starlette.testclient import TestClient
 
 from superduper.command import build
 from superduper.commands import CreateWatcher
+from superduper.imputations.cutting import cut
+from superduper.imputations.failures import Case, Failures
 from superduper.imputations.imputation import Imputations, watcher_of
+from superduper.imputations.ranges import Ranges
+from superduper.imputations.scan import wanted
 from superduper.service import Service
 from superduper.store.embedded import attach
 from superduper.store.mongo import connect_mongo, server_now_ms
@@ -97,6 +102,67 @@ def test_figures_count_routes_not_paths(client: TestClient, database: Database[A
     assert "secret" not in text
     assert re.search(r'superduper_request_seconds_count\{route="/v1/jobs/\{id\}"\} 3.0', text)
     assert "superduper_requests_in_flight 1.0" in text
+
+
+def test_figures_tell_how_filling_goes(client: TestClient, database: Database[Any]) -> None:
+    imputations = Imputations(database)
+    watcher = build(CreateWatcher, collection="docs", name="w", model="m", key="x", target="y")
+    record = imputations.create(watcher_of(watcher, {}, now=0, author="tests"))
+    imputations.activate("docs", "w", 1, by="tests", reason="tests", model_version=1)
+    database["docs"].insert_many({"x": each} for each in range(50))
+
+    def figures() -> dict[str, float]:
+        lines = client.get("/metrics").text.splitlines()
+        pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        return {name: float(value) for name, value in pairs}
+
+    of_docs, of_w = '{collection="docs"}', '{collection="docs",imputation="w"}'
+    assert figures()[f"superduper_backlog_documents{of_w}"] == 50, "nobody has begun"
+    assert figures()["superduper_workers"] == 0
+    planned = cut(imputations, imputations.get("docs", "w"), 1, wanted(record))
+    assert planned is not None
+    claim = Ranges(imputations, planned).take()
+    assert claim is not None
+    claim.save(20, 18, last=3, rate=10.0)
+    now = server_now_ms(database)
+    database["superduper.watchers"].insert_one(
+        {
+            "_id": "stream:docs",
+            "expires_at": now + 600_000,
+            "seen_at": now - 3_000,
+            "lag_ms": 1_500,
+            "counters": {"filled": 18, "superseded": 2, "history_lost": 1, "ChildDied": 4},
+        }
+    )
+    case = Case("a", "hash", 1)
+    Failures(database, record.id).fail([(case, {"message": "it is poison"})], 1, now)
+    Failures(database, record.id).fail([(Case("b", "hash", 1), {})], 3, now)
+    found = figures()
+    assert found[f"superduper_watcher_held{of_docs}"] == 1
+    assert found[f"superduper_watcher_lag_seconds{of_docs}"] == 1.5
+    assert 3 <= found[f"superduper_watcher_silent_seconds{of_docs}"] < 60
+    assert found['superduper_fills_total{collection="docs",result="filled"}'] == 18
+    assert found['superduper_fills_total{collection="docs",result="superseded"}'] == 2
+    assert found[f"superduper_history_lost_total{of_docs}"] == 1
+    assert found['superduper_child_deaths_total{cause="died",collection="docs"}'] == 4
+    assert found[f"superduper_backlog_documents{of_w}"] == 31, "30 of the scan, one to try again"
+    assert found[f"superduper_scan_eta_seconds{of_w}"] == 3
+    of_dead = '{collection="docs",imputation="w",state="dead"}'
+    assert found[f"superduper_failures{of_dead}"] == 1
+    claim.lease.release()
+    assert math.isnan(figures()[f"superduper_scan_eta_seconds{of_w}"]), "nobody works on it"
+    [row] = client.get("/v1/status").json()["imputations"]
+    assert (row["left"], row["eta_seconds"]) == (30, None)
+
+
+def test_status_says_what_probes_say(client: TestClient, database: Database[Any]) -> None:
+    imputations = Imputations(database)
+    assert client.get("/v1/status").json()["troubles"] == []
+    watcher = build(CreateWatcher, collection="docs", name="w", model="m", key="x")
+    imputations.create(watcher_of(watcher, {}, now=0, author="tests"))
+    imputations.activate("docs", "w", 1, by="tests", reason="tests", model_version=1)
+    [trouble] = client.get("/v1/status").json()["troubles"]
+    assert trouble == "no worker follows 1 of the collections that are filled"
 
 
 @pytest.mark.parametrize("status", [401, 404])
