@@ -232,6 +232,9 @@ class TestPoison:
             watching.docs.update_one({"_id": "scanned die"}, {"$set": {"x": "good"}})
             watching.docs.delete_one({"_id": "streamed hang"})
             until(lambda: set(watching.failures()) == names - {"scanned die", "streamed hang"})
+            counters = until(lambda: watching.watcher().get("counters"))
+            assert counters["ChildDied"] >= 3, "each of those that die was tried three times"
+            assert counters["TimedOut"] >= 3
         assert watching.document("scanned die")["y"] == "fine good"
 
     def test_the_culprits_are_found_by_parting(self, database: Database[Any]) -> None:
