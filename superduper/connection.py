@@ -2,14 +2,14 @@
 
 import atexit
 import getpass
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 from superduper import settings
 from superduper.collection import Database
 from superduper.command import Command
-from superduper.commands import FindDocuments
+from superduper.commands import FindDocuments, StreamPrediction
 from superduper.errors import InvalidInput
 
 EMBEDDED = "embedded:"
@@ -28,8 +28,10 @@ class LocalTransport:
         """The answer to a command."""
         return self.service.handle(command, self._author)
 
-    def stream(self, command: FindDocuments) -> Iterator[dict[str, Any]]:
-        """The documents that match, lazily."""
+    def stream(
+        self, command: FindDocuments | StreamPrediction
+    ) -> Generator[dict[str, Any], None, None]:
+        """The documents that match, or the pieces of a prediction, lazily."""
         return self.service.stream(command)
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any, ClassVar
 
 from superduper import commands
@@ -58,6 +59,19 @@ class Predicting:
             wanted["filter"] = encode(filter or {})
         found = self._ask(commands.PredictDocuments, **wanted)
         return Table(map(decoded, found["documents"]), DOCUMENT_COLUMNS)
+
+    def stream(self, value: Any, version: int | None = None) -> Iterator[Any]:
+        """One prediction piece by piece, as the model yields them; another model gives one piece.
+
+        Leaving the loop ends the work. Raises UserCodeError where the model fails.
+        """
+        placed = {"collection": self.collection, "kind": self.kind, "name": self.name}
+        command = build(commands.StreamPrediction, **placed, input=encode(value), version=version)
+        with closing(self._transport.stream(command)) as rows:
+            for row in rows:
+                if "end" in row:
+                    return
+                yield decode(row["piece"])
 
     def predict_later(
         self,

@@ -1,6 +1,6 @@
 """The one implementation of every command, whichever transport brings it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from pymongo.database import Database
@@ -103,10 +103,15 @@ class Service:
                 return AUTHORED[type(command)](self.context, command, author)
             return HANDLERS[type(command)](self.context, command)
 
-    def stream(self, command: commands.FindDocuments) -> Iterator[dict[str, Any]]:
-        """The documents that match, one after the other."""
+    def stream(
+        self, command: commands.FindDocuments | commands.StreamPrediction
+    ) -> Generator[dict[str, Any], None, None]:
+        """The documents that match, or the pieces of a prediction, one after the other."""
         with database_errors():
-            yield from documents.stream(self.context, command)
+            if isinstance(command, commands.StreamPrediction):
+                yield from predictions.stream(self.context, command)
+            else:
+                yield from documents.stream(self.context, command)
 
     def close(self) -> None:
         """End the model hosts that were started."""

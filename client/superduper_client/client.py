@@ -1,12 +1,12 @@
 """Connect to a server over HTTP: databases, collections and documents as in the core, no torch."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, Self
 
 from superduper import settings
 from superduper.collection import Database
 from superduper.command import Command, build
-from superduper.commands import FindDocuments, ShowStatus
+from superduper.commands import FindDocuments, ShowStatus, StreamPrediction
 from superduper.errors import InvalidInput, NotFound
 from superduper_client.http import HttpTransport
 
@@ -66,8 +66,10 @@ class _DatabaseTransport:
         self._client.check_database(self._database)
         return self._transport.send(command)
 
-    def stream(self, command: FindDocuments) -> Iterator[dict[str, Any]]:
-        """The documents that match, as they come."""
+    def stream(
+        self, command: FindDocuments | StreamPrediction
+    ) -> Generator[dict[str, Any], None, None]:
+        """The documents that match, or the pieces of a prediction, as they come."""
         self._client.check_database(self._database)
         return self._transport.stream(command)
 

@@ -3,7 +3,7 @@
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -12,7 +12,7 @@ import httpx2
 
 from superduper import commands
 from superduper.command import Command
-from superduper.commands import FindDocuments, InsertDocuments
+from superduper.commands import FindDocuments, InsertDocuments, StreamPrediction
 from superduper.errors import InvalidInput, NotReady, SuperduperError, TimedOut, TooManyRequests
 from superduper.version import __version__
 from superduper_client import wire
@@ -114,8 +114,10 @@ class HttpTransport:
 
         return self._persist(attempt, deadline)
 
-    def stream(self, command: FindDocuments) -> Iterator[dict[str, Any]]:
-        """The documents that match, as they come."""
+    def stream(
+        self, command: FindDocuments | StreamPrediction
+    ) -> Generator[dict[str, Any], None, None]:
+        """The documents that match, or the pieces of a prediction, as they come."""
         call = wire.stream_call_of(command)
         deadline = _Deadline(self._timeout or LONG_SECONDS)
 
@@ -125,7 +127,9 @@ class HttpTransport:
 
         try:
             with closing(self._persist(attempt, deadline)) as response, self._named_errors(call):
-                yield from wire.split_rows(response.iter_bytes())
+                rows = wire.split_rows(response.iter_bytes())
+                is_prediction = isinstance(command, StreamPrediction)
+                yield from wire.check_pieces(rows) if is_prediction else rows
         except _Passing as passing:  # too late to begin again: documents have been handed out
             raise passing.error from passing.__cause__
 

@@ -20,6 +20,7 @@ from superduper.commands import (
     Predict,
     PredictDocuments,
     PredictImputation,
+    StreamPrediction,
 )
 from superduper.errors import (
     InvalidInput,
@@ -87,9 +88,11 @@ def call_of(command: Command) -> Call:
     return Call(route.method, path, {}, _encoded(fields), is_repeatable)
 
 
-def stream_call_of(command: FindDocuments) -> Call:
-    """The request for all documents of a query, one after the other."""
+def stream_call_of(command: FindDocuments | StreamPrediction) -> Call:
+    """The request for all documents of a query, or pieces of a prediction, one after the other."""
     call = call_of(command)
+    if isinstance(command, StreamPrediction):
+        return call
     path = call.path.removesuffix("/query") + "/stream"
     return Call(call.method, path, call.query, call.body, is_repeatable=True)
 
@@ -181,6 +184,20 @@ def _known_error(error: Mapping[str, Any]) -> SuperduperError:
     found = error_of(str(error["code"]), text)
     found.request_id = error.get("request_id")  # type: ignore[attr-defined]
     return found
+
+
+def check_pieces(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows of a prediction's stream, which ends with one that tells how it ended.
+
+    Raises the error that ended it, NotReady if the stream ends without such a row.
+    """
+    for row in rows:
+        if "error" in row:
+            raise _known_error(row["error"])
+        yield row
+        if "end" in row:
+            return
+    raise NotReady("the server's stream of pieces ended too early: ask again")
 
 
 def split_rows(chunks: Iterator[bytes]) -> Iterator[dict[str, Any]]:

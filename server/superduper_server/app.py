@@ -21,6 +21,7 @@ from superduper_server.health import Readiness, add_health
 from superduper_server.limits import BodyLimit, Limits
 from superduper_server.model_figures import ModelFigures
 from superduper_server.observe import Figures, Front, RequestIds
+from superduper_server.piece_streams import add_piece_streams
 from superduper_server.routes import PREDICTIONS, Router, command_endpoints, registering
 from superduper_server.shares import Shares
 from superduper_server.streams import add_streams
@@ -54,6 +55,7 @@ def build_app(
     for endpoint in sorted(endpoints, key=lambda each: each.command not in PREDICTIONS):
         router.add(endpoint)
     add_streams(router)
+    add_piece_streams(router)
     readiness = Readiness(backend)
     add_health(router, figures, watching, readiness)
     add_v2(router, readiness)

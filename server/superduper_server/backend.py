@@ -26,6 +26,7 @@ class Backend:
     limits: Limits
     requests: Pool
     predictions: Pool
+    pieces: Pool
     control: Pool
     models: Models
     core: Predictions
@@ -44,6 +45,7 @@ class Backend:
             predictions=Pool(
                 "predictions", threads=limits.predict_threads, waiting=limits.predict_waiting
             ),
+            pieces=Pool("pieces", threads=limits.predict_threads, waiting=limits.streams),
             control=control,
             models=Models(service, control),
             core=Predictions(service, limits.predict_seconds),
@@ -69,7 +71,7 @@ class Backend:
 
     def close(self) -> None:
         """Let the threads go; the service belongs to whoever made it."""
-        for pool in (self.requests, self.predictions, self.control):
+        for pool in (self.requests, self.predictions, self.pieces, self.control):
             pool.close()
 
 

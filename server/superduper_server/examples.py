@@ -152,6 +152,10 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
         {"filter": {"y": {"$exists": False}}, "limit": 10},
         {"documents": [{"document": _ID, "value": "cat", "confidence": 0.98}], "version": 3},
     ),
+    "StreamPrediction": (
+        {"input": "Once upon a time"},
+        'event: piece\ndata: "there"\n\nevent: end\ndata: {"pieces": 1, "version": 3}\n\n',
+    ),
     "PredictLater": ({"filter": {"y": {"$exists": False}}}, {"job": "7c0e7d0a1b2c"}),
     "ListOutputs": (
         None,

@@ -195,6 +195,14 @@ def _known(error: Exception) -> SuperduperError:
     )
 
 
+def told(error: Exception) -> dict[str, str]:
+    """Code and message of an error that comes too late for a status."""
+    known = _known(error)
+    if known.code == SuperduperError.code:
+        logger.error("a stream broke", exc_info=error, extra={"event": "stream.failed"})
+    return {"code": known.code, "message": known.message[:MAX_MESSAGE]}
+
+
 def _of_status(error: HTTPException) -> SuperduperError:
     if error.status_code == 404:
         return NotFound("there is no such path; /docs lists those there are")

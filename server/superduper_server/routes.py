@@ -200,6 +200,8 @@ def command_endpoints(backend: Backend) -> list[Endpoint]:
     """An endpoint for every command, one per kind where the path has `{kinds}`."""
     found: list[Endpoint] = []
     for command in commands.all_commands():
+        if command is commands.StreamPrediction:  # has endpoints of its own: `piece_streams`
+            continue
         handle = _handler(command, backend)
         if "{kinds}" in command.route.path:
             found += _kind_endpoints(command, handle)

@@ -112,7 +112,7 @@ def check_streams(backend: Backend) -> None:
 def add_streams(router: Router) -> None:
     """The endpoints whose answers go on."""
     backend = router.backend
-    _add(
+    add_stream(
         router,
         commands.FindDocuments,
         STREAM_PATH,
@@ -125,7 +125,7 @@ def add_streams(router: Router) -> None:
             "other. Same body as .../documents/query; a `limit` of 0, or none, is no limit."
         ),
     )
-    _add(
+    add_stream(
         router,
         commands.ShowJob,
         EVENTS_PATH,
@@ -140,7 +140,7 @@ def add_streams(router: Router) -> None:
     )
 
 
-def _add(
+def add_stream(
     router: Router,
     command: type[Command],
     path: str,
@@ -149,6 +149,7 @@ def _add(
     media_type: str,
     **said: Any,
 ) -> None:
+    """An endpoint whose answer goes on, described from a command with the same body."""
     described = describe(command, path, 200, router.schemas)
     content = {media_type: {"schema": {"type": "string"}}}
     described["openapi_extra"]["responses"]["200"]["content"] = content

@@ -64,6 +64,7 @@ from superduper.commands.predictions import (
     PredictDocuments,
     PredictImputation,
     PredictLater,
+    StreamPrediction,
 )
 from superduper.commands.transport import (
     Transport,
@@ -119,6 +120,7 @@ __all__ = [
     "ShowRun",
     "ShowStatus",
     "Transport",
+    "StreamPrediction",
     "UpdateDocuments",
     "all_commands",
 ]

@@ -58,6 +58,13 @@ class PredictDocuments(OnPredictor):
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
 
 
+class StreamPrediction(OnPredictor):
+    """One prediction piece by piece, as the model yields them."""
+
+    route = Route("POST", f"{_PREDICT}/stream")
+    input: Any
+
+
 class PredictLater(OnPredictor):
     """Queue the predictions of many inputs, or of the documents that match a filter: a job.
 

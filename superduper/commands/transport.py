@@ -1,10 +1,11 @@
 """What takes commands to where they are answered."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, Protocol
 
 from superduper.command import Command
 from superduper.commands.documents import FindDocuments
+from superduper.commands.predictions import StreamPrediction
 
 
 class Transport(Protocol):
@@ -12,6 +13,8 @@ class Transport(Protocol):
 
     def send(self, command: Command) -> Any: ...
 
-    def stream(self, command: FindDocuments) -> Iterator[dict[str, Any]]: ...
+    def stream(
+        self, command: FindDocuments | StreamPrediction
+    ) -> Generator[dict[str, Any], None, None]: ...
 
     def close(self) -> None: ...

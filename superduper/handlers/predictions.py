@@ -1,6 +1,7 @@
 """Commands that ask a model for outputs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 from superduper import commands, settings
@@ -177,6 +178,23 @@ def _identity(document_id: Any) -> Any:
     if isinstance(document_id, int | float) and not isinstance(document_id, bool):
         return document_id
     return key_of(document_id)
+
+
+def stream(context: Context, command: commands.StreamPrediction) -> Iterator[dict[str, Any]]:
+    """One prediction piece by piece, `{"piece": value}`, then `{"end": ...}`.
+
+    Raises UserCodeError where the model fails.
+    """
+    component, version = component_of(context, command)
+    count = 0
+    with closing(context.hosts.pieces(component, command.input)) as outcomes:
+        for outcome in outcomes:
+            if outcome.get("error"):
+                message = outcome["error"]["message"]
+                raise UserCodeError(f"model {component.name!r} failed: {message}")
+            count += 1
+            yield {"piece": outcome["value"]}
+    yield {"end": {"pieces": count, "version": version}}
 
 
 def explain(context: Context, command: commands.ExplainPrediction) -> dict[str, Any]:

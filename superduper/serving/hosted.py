@@ -18,6 +18,7 @@ from superduper.errors import InvalidInput
 from superduper.fields import codec, tensors
 from superduper.serving import signature
 from superduper.serving.failures import CONTAINED, Failure, each
+from superduper.serving.pieces import OpenAnswers
 from superduper.serving.predictor import Outcome, Predictor
 from superduper.store.unsealing import load
 
@@ -39,6 +40,7 @@ class Hosted:
 
     def __init__(self) -> None:
         self._predictor: Predictor | None = None
+        self._answers = OpenAnswers()
 
     def handlers(self) -> dict[str, Callable[[Message], Message]]:
         """The operations by name."""
@@ -46,6 +48,9 @@ class Hosted:
             "load": self.load,
             "predict": self.predict,
             "explain": self.explain,
+            "open_answer": self.open_answer,
+            "next_piece": self.next_piece,
+            "close_answer": self.close_answer,
             "try_sample": self.try_sample,
         }
 
@@ -92,6 +97,24 @@ class Hosted:
         if "error" in stored:
             stored.setdefault("failed_at", "encode")
         return {**between, **stored, "seconds": predictor.seconds}
+
+    def open_answer(self, message: Message) -> Message:
+        """Begin an answer that is read piece by piece."""
+        predictor = self._loaded()
+        return {"answer": self._answers.add(predictor.pieces(_decode(predictor)(message["value"])))}
+
+    def next_piece(self, message: Message) -> Message:
+        """The next outcome of such an answer, None after the last."""
+        try:
+            outcome = self._answers.next(message["answer"])
+        except KeyError:
+            return {"gone": True}
+        return {"outcome": None if outcome is None else _stored(outcome)}
+
+    def close_answer(self, message: Message) -> Message:
+        """Nobody wants the rest."""
+        self._answers.close(message["answer"])
+        return {}
 
     def try_sample(self, message: Message) -> Message:
         """Run on one value, and on the same value twice, and tell what the output is like.

@@ -3,13 +3,14 @@
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from superduper import settings
 from superduper.errors import NotReady
+from superduper.serving import pieces
 from superduper.serving.batcher import Batcher, Outcomes, Request
 from superduper.serving.figures import Figures, ModelState
 from superduper.serving.host import Launch, Message, ModelHost, Payload
@@ -122,6 +123,14 @@ class Hosts:
     def ask(self, component: Component, message: Message, timeout: float) -> Message:
         """A model process's answer to something else than a prediction; see `ModelHost.ask`."""
         return self._on_host(component, lambda host: host.ask(message, timeout))
+
+    def pieces(self, component: Component, value: Any) -> Generator[Mapping[str, Any], None, None]:
+        """The outcomes of a stored value, piece by piece; see `superduper.serving.pieces`.
+
+        Each has to come within the setting PREDICT_TIMEOUT.
+        """
+        seconds = _default_timeout()
+        return pieces.read(lambda message: self.ask(component, message, seconds), value)
 
     def load(self, component: Component) -> None:
         """Have the model loaded; returns once it is. Raises what loading raises."""

@@ -11,6 +11,9 @@ What counts as a model, in this order:
   function expects;
 - any other object with `__call__`: called with a batch.
 
+Where the model, or `postprocess`, yields, the output is the list of all pieces; `pieces` gives them
+one by one.
+
 A value that fails does so alone. A row's output does not depend on the rows beside it: rows whose
 samples differ in form or datatype run in batches of their own. Runs where user code may run.
 """
@@ -25,7 +28,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from superduper.errors import InvalidInput
-from superduper.serving.failures import Failure, WrongRows, contain, each
+from superduper.serving.failures import (
+    CONTAINED,
+    Failure,
+    WrongRows,
+    contain,
+    describe_error,
+    each,
+)
 
 Outcome = dict[str, Any]
 """`{"value": output}`, with `"confidence"` and `"runner_up"` where the model tells them, or
@@ -41,6 +51,10 @@ class Row:
     output: Any
     confidence: float | None = None
     runner_up: Any = None
+
+
+class Pieces(list[Any]):
+    """What a model yielded for one row, where the whole of it is asked at once."""
 
 
 def style_of(model: Any) -> Style:
@@ -129,6 +143,51 @@ class Predictor:
         where = {"failed_at": "postprocess"} if "error" in outcome else {}
         return {**told, **where, **outcome}
 
+    def pieces(self, value: Any) -> Iterator[Outcome]:
+        """An outcome for each piece that the model yields, then none; one with an error is last.
+
+        What yields is `forward`, the function, or `postprocess`; of any other model there is one.
+        """
+        steps = self._steps(value)
+        while True:
+            with self._evaluating():  # not across a yield: in between the model answers others
+                outcome = next(steps, None)
+            if outcome is None:
+                return
+            yield outcome
+
+    def _steps(self, value: Any) -> Iterator[Outcome]:
+        [sample] = self.samples([value])
+        if isinstance(sample, Failure):
+            yield {"error": sample.error}
+            return
+        try:
+            for row in self._returned(sample):
+                for output in self._finished_pieces(row):
+                    yield {"value": plain(output)}
+        except CONTAINED as error:
+            yield {"error": describe_error(error)}
+
+    def _returned(self, sample: Any) -> Iterator[Any]:
+        """What the model gives back for one sample, piece by piece."""
+        if self.style == "estimator":
+            yield self._estimate([sample])[0].output
+            return
+        if self.style == "function":
+            made = self.model(sample)
+            yield from made if isinstance(made, Iterator) else (made,)
+            return
+        output = self._call([sample])
+        for each_batch in output if isinstance(output, Iterator) else (output,):
+            yield self._collate.unbatch(each_batch, 1)[0]
+
+    def _finished_pieces(self, row: Any) -> Iterator[Any]:
+        if self._postprocess_batch is not None:
+            yield _split(self._postprocess_batch([row]), 1, "postprocess_batch")[0]
+            return
+        made = row if self._postprocess is None else self._postprocess(row)
+        yield from made if isinstance(made, Iterator) else (made,)
+
     def _timed(self, stage: str, call: Callable[[], Any]) -> Any:
         began = time.perf_counter()
         made = call()
@@ -213,11 +272,17 @@ class Predictor:
         return rows
 
     def _forward(self, samples: list[Any]) -> list[Any]:
+        output, count = self._call(samples), len(samples)
+        if isinstance(output, Iterator):
+            parts = [self._collate.unbatch(each_batch, count) for each_batch in output]
+            return [Row(Pieces(part[index] for part in parts)) for index in range(count)]
+        return [Row(row) for row in self._collate.unbatch(output, count)]
+
+    def _call(self, samples: list[Any]) -> Any:
         batch = self._collate.place(
             self._collate.collate(samples), self.device, self._weights.dtype
         )
-        output = self._collate.call(self.model, batch)
-        return [Row(row) for row in self._collate.unbatch(output, len(samples))]
+        return self._collate.call(self.model, batch)
 
     def _estimate(self, samples: list[Any]) -> list[Any]:
         given = _estimator_input(samples, is_sklearn=hasattr(self.model, "get_params"))
@@ -266,6 +331,8 @@ class Predictor:
 
     def _with_confidence(self, row: Row) -> Row:
         confidence = row.confidence
+        if isinstance(row.output, Pieces):  # of which each would have its own
+            return row
         if self._confidence is not None:
             confidence = self._confidence(row.output)
         second = None if self._runner_up is None else plain(self._runner_up(row.output))
@@ -277,16 +344,22 @@ class Predictor:
         return each(self._finish, rows)
 
     def _finish(self, row: Row) -> Any:
+        if isinstance(row.output, Pieces):
+            return [plain(made) for piece in row.output for made in self._finished_pieces(piece)]
         return plain(row.output if self._postprocess is None else self._postprocess(row.output))
 
     def _finish_at_once(self, rows: list[Row]) -> list[Any]:
         assert self._postprocess_batch is not None
+        if any(isinstance(row.output, Pieces) for row in rows):
+            return [self._finish(row) for row in rows]
         made = self._postprocess_batch([row.output for row in rows])
         return [plain(output) for output in _split(made, len(rows), "postprocess_batch")]
 
 
 def plain(output: Any) -> Any:
-    """The output with single numbers of any library made Python's, and tuples made lists."""
+    """The output with numbers of any library made Python's, tuples and what yields made lists."""
+    if isinstance(output, Iterator):
+        output = list(output)
     if isinstance(output, Mapping):
         return {str(key): plain(value) for key, value in output.items()}
     if isinstance(output, tuple | list):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from definitions import DIM, LABELS, MyModel, documents
-from superduper.errors import InvalidInput, NotFound
+from superduper.errors import InvalidInput, NotFound, NotReady, UserCodeError
 
 
 class Stretch(torch.nn.Module):
@@ -120,6 +120,94 @@ def test_a_version_is_explained_as_it_was(docs):
     assert line.explain(1, version=1)["value"] == 2
     assert line.predict(1, version=1) == 2
     assert line.predict_documents({}, key="n", version=1) == []
+
+
+class Count(torch.nn.Module):
+    """Yields the numbers up to its input; 13 is one too many."""
+
+    def forward(self, x: torch.Tensor):
+        for number in range(int(x.max())):
+            if number == 13:
+                raise ArithmeticError("unlucky")
+            yield torch.full((len(x), 2), float(number), requires_grad=torch.is_grad_enabled())
+
+    def postprocess(self, row: torch.Tensor) -> str:
+        assert not row.requires_grad
+        return f"{row[0].item():g}"
+
+
+def tell(text: str):
+    """A letter at a time."""
+    import os
+
+    for letter in text:
+        if letter == "!":
+            os._exit(1)
+        yield letter
+
+
+class Spell:
+    """Says its output a letter at a time."""
+
+    def __call__(self, batch):
+        return batch
+
+    def preprocess(self, number):
+        return torch.tensor([float(number)])
+
+    def postprocess(self, row):
+        yield from f"{row.item():g}"
+
+
+def test_a_prediction_comes_piece_by_piece(docs):
+    docs.create_model("count", Count())
+    docs.create_model("tell", tell)
+    docs.create_model("spell", Spell())
+    count = docs.model("count")
+
+    assert list(count.stream([3.0])) == ["0", "1", "2"]
+    assert list(count.stream([0.0])) == []
+    assert list(docs.model("tell").stream("abc")) == ["a", "b", "c"]
+    assert list(docs.model("spell").stream(2.5)) == ["2", ".", "5"]
+    # At once, the output is the list of all pieces, row by row.
+    assert count.predict([[2.0], [3.0]]) == [["0", "1", "2"], ["0", "1", "2"]]
+    assert docs.model("tell").predict(["ab", "c"]) == [["a", "b"], ["c"]]
+    assert docs.model("spell").predict(25) == ["2", "5"]
+
+
+def test_pieces_of_several_readers_and_predictions_take_turns(docs):
+    docs.create_model("tell", tell)
+    tells = docs.model("tell")
+    first, second = tells.stream("abc"), tells.stream("xyz")
+    assert [next(first), next(second), next(first)] == ["a", "x", "b"]
+    assert tells.predict("ab") == ["a", "b"]
+    first.close()
+    assert list(second) == ["y", "z"]
+
+
+def test_a_model_that_does_not_yield_gives_one_piece(docs, stretch):
+    assert list(stretch.stream(3)) == ["about 6"]
+    with pytest.raises(UserCodeError, match="too small"):
+        list(stretch.stream(-1))
+    with pytest.raises(NotFound):
+        list(docs.model("nothing").stream(1))
+    with pytest.raises(NotFound, match="no version 5"):
+        list(stretch.stream(1, version=5))
+
+
+def test_what_fails_on_the_way_says_so_after_what_came_before(docs):
+    docs.create_model("count", Count())
+    docs.create_model("tell", tell)
+    pieces = docs.model("count").stream([20.0])
+    with pytest.raises(UserCodeError, match="'count' failed: unlucky"):
+        for expected, piece in enumerate(pieces):
+            assert piece == str(expected)
+    assert expected == 12
+    pieces = docs.model("tell").stream("a!b")
+    assert next(pieces) == "a"
+    with pytest.raises(NotReady, match="exit code 1"):
+        next(pieces)
+    assert list(docs.model("tell").stream("ab")) == ["a", "b"]
 
 
 @pytest.mark.usefixtures("worker")
