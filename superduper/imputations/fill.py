@@ -8,6 +8,9 @@ The condition has two forms of the same meaning. Where plain equality in a filte
 filter says it all: that is the cheaper form. Elsewhere (arrays, null, whole documents) the
 comparison is made inside an update pipeline, because `{x: [1]}` also matches `x: [[1], 2]` and
 `{x: null}` also matches no `x` at all.
+
+A large input is not sent back to be compared: only its size is, and whoever writes reads the input
+again afterwards (`Filler`). What changed in between and kept its size is found then.
 """
 
 import datetime
@@ -15,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import bson
 from bson import Decimal128, Int64, ObjectId
 from bson.datetime_ms import DatetimeMS
 from bson.errors import InvalidDocument
@@ -31,6 +35,8 @@ SERVER_TROUBLE = frozenset(
 )
 _NUMBERS = {bool: "bool", float: "double", Int64: "long", Decimal128: "decimal"}
 _PLAIN = (str, bytes, bool, int, float, Decimal128, ObjectId, datetime.datetime, DatetimeMS)
+#: Inputs of documents over this are compared by their size.
+LARGE_BYTES = 64 << 10
 _NOT_AN_ARRAY = {"$not": {"$type": "array"}}
 
 
@@ -46,7 +52,8 @@ class Stale:
 class Fill:
     """One value for one field of one document, computed from `inputs` (by path, as they were read).
 
-    The input path `_base` holds the whole document as it was read.
+    The input path `_base` holds the whole document as it was read. Inputs of a `large` one are not
+    sent back.
     """
 
     document_id: Any
@@ -55,6 +62,7 @@ class Fill:
     value: Any
     record: Mapping[str, Any]
     replaces: Stale | None = None
+    large: bool = False
 
 
 @dataclass
@@ -82,6 +90,14 @@ class _Condition:
             self._add(path, {"$eq": value, **_type_of(value), **_NOT_AN_ARRAY})
         else:
             self._compare(f"${path}", value, exact=exact)
+
+    def of_size(self, path: str, value: Any) -> None:
+        """As many bytes as the value that was read."""
+        there: Any = "$$ROOT"
+        if path != BASE:
+            self.no_arrays_above(path)
+            there, value = {"value": f"${path}"}, {"value": value}
+        self.expressions.append({"$eq": [{"$bsonSize": there}, len(bson.encode(value))]})
 
     def _compare(self, expression: str, value: Any, *, exact: bool) -> None:
         literal = {"$literal": value}
@@ -127,16 +143,21 @@ def guarded(
 
 def update_of(fill: Fill, *, exact: bool = False) -> UpdateOne:
     """The update that applies a fill; `exact` compares with more care, where it had no effect."""
-    equal = dict(fill.inputs)
-    missing = [fill.target]
-    if fill.replaces is not None:
-        equal |= {fill.target: fill.replaces.value, fill_path(fill.target): fill.replaces.record}
-        missing = []
-    filter, expressions = guarded(fill.document_id, equal, missing, exact=exact)
-    if not expressions:
+    condition = _Condition({"_id": fill.document_id})
+    if fill.replaces is None:
+        condition.missing(fill.target)
+    else:
+        condition.equal(fill.target, fill.replaces.value, exact=exact)
+        condition.equal(fill_path(fill.target), fill.replaces.record, exact=exact)
+    for path, value in fill.inputs.items():
+        if fill.large:
+            condition.of_size(path, value)
+        else:
+            condition.equal(path, value, exact=exact)
+    if not condition.expressions:
         written = {fill.target: fill.value, fill_path(fill.target): fill.record}
-        return UpdateOne(filter, {"$set": written})
-    return UpdateOne(filter, [_conditional_merge(fill, expressions)])
+        return UpdateOne(condition.filter, {"$set": written})
+    return UpdateOne(condition.filter, [_conditional_merge(fill, condition.expressions)])
 
 
 def _conditional_merge(fill: Fill, expressions: list[dict[str, Any]]) -> dict[str, Any]:

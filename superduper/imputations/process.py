@@ -21,11 +21,18 @@ from superduper.imputations.corrections import Correction, Corrections, correcti
 from superduper.imputations.decide import RAW, Work, decide, projection_of, read_as, split_outputs
 from superduper.imputations.events import Echoes
 from superduper.imputations.failures import KILLED, MAX_ATTEMPTS, Case, Failures, key_of, stands
-from superduper.imputations.fill import Fill, Written, removal_of, update_of, write
+from superduper.imputations.fill import LARGE_BYTES, Fill, Written, removal_of, update_of, write
+from superduper.imputations.graph import inputs_of
 from superduper.imputations.imputation import ImputationRecord
 from superduper.imputations.isolate import Isolation, Outcome
 from superduper.imputations.layers import Layer, Layers
-from superduper.imputations.provenance import FILL, as_one_value, fill_record, value_hash
+from superduper.imputations.provenance import (
+    FILL,
+    as_one_value,
+    fill_record,
+    input_hash,
+    value_hash,
+)
 
 ROUNDS = 6
 
@@ -260,7 +267,8 @@ class Filler:
             value=value,
             confidence=confidence,
         )
-        return Fill(work.document_id, inputs, path, value, record, work.stale.get(path))
+        large = len(work.document.raw) > LARGE_BYTES
+        return Fill(work.document_id, inputs, path, value, record, work.stale.get(path), large)
 
     # Writing ---------------------------------------------------------------------------------
 
@@ -283,7 +291,23 @@ class Filler:
         self._note(prepared)
         done = written.modified == possible
         self.failures.forget(prepared.settled + (_known_fills(prepared) if done else []))
-        return written.modified, [] if done else _unsettled(prepared)
+        return written.modified, self._moved(prepared) if done else _unsettled(prepared)
+
+    def _moved(self, prepared: Prepared) -> list[Any]:
+        """The large documents whose input is not, or no more, what their value was computed from.
+
+        Whoever is killed before this has not saved its place: the next one finds them outdated.
+        """
+        large = {key_of(fill.document_id): work for work, fill in prepared.fills if fill.large}
+        if not large:
+            return []
+        moved = []
+        for document in self.read([work.document_id for work in large.values()]):
+            inputs = inputs_of(self.record, document)
+            case = large[key_of(document["_id"])].case
+            if inputs is not None and input_hash(inputs) != case.input:
+                moved.append(case.document_id)
+        return moved
 
     def _release(self, corrected: Sequence[Correction]) -> None:
         """Leave values to the people who changed them; they are counted before."""

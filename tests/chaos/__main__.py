@@ -1,7 +1,8 @@
 """Run the chaos harness: `python -m tests.chaos [--kills N] [--documents N] [--seed S] ...`.
 
 Users change documents while an adversary breaks what it can; then the users' own record is compared
-with the database. Prints one line of JSON; exit status 1 on any violation.
+with the database. Prints one line of JSON; exit status 1 on any violation. Each round has a store
+of its own, so that many of them need no more memory than one.
 """
 
 import argparse
@@ -23,7 +24,6 @@ from tests.chaos.users import OPTIONS, User
 from tests.waiting import until
 
 WORKER = "superduper.imputations.work"
-CONVERGE_SECONDS = 60.0
 QUIET_SECONDS = 3.0
 SHOWN = 20
 
@@ -63,7 +63,7 @@ def _run_in(here: Place, options: argparse.Namespace) -> dict[str, Any]:
     for user in users:
         if user.error is not None or user.is_alive():
             raise RuntimeError(f"{user.name} did not end well") from user.error
-    result = _judge(here, users)
+    result = _judge(here, users, options.converge)
     result["faults"] = dict(adversary.counts)
     result["seconds"] = round(time.monotonic() - began, 1)
     return {"seed": options.seed, **result}
@@ -74,7 +74,7 @@ def _users(here: Place, options: argparse.Namespace) -> list[User]:
     return [User(number, here.address, seed=options.seed, **share) for number in range(2)]
 
 
-def _judge(here: Place, users: list[User]) -> dict[str, Any]:
+def _judge(here: Place, users: list[User], patience: float) -> dict[str, Any]:
     """Wait until all is as it must be, and see that it stays so."""
     known = [each for user in users for each in user.record]
     ended = time.monotonic()
@@ -82,7 +82,7 @@ def _judge(here: Place, users: list[User]) -> dict[str, Any]:
         database = client["chaos"]
         while (check := Checker(database, known, here.live)).violations:
             here.workers.replace_ended()
-            if time.monotonic() - ended > CONVERGE_SECONDS:
+            if time.monotonic() - ended > patience:
                 break
             time.sleep(0.3)
         converged = time.monotonic() - ended
@@ -110,13 +110,43 @@ def main() -> int:
     parser.add_argument("--documents", type=int, default=5_000, help="that the users insert")
     parser.add_argument("--seed", type=int, default=1, help="of users and faults")
     parser.add_argument("--seconds", type=float, default=180.0, help="over which faults are spread")
+    parser.add_argument(
+        "--converge",
+        type=float,
+        default=60.0,
+        help="seconds to become whole in",
+    )
+    parser.add_argument("--rounds", type=int, default=1, help="so many runs, with seeds in a row")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="a file of rounds: those in it are not run again",
+    )
     parser.add_argument("--broken", choices=sorted(BREAKS), help="a promise that workers break")
     parser.add_argument("--keep", type=Path, help="a folder to copy the workers' logs to")
     options = parser.parse_args()
     logging.getLogger("superduper").setLevel(logging.ERROR)
-    result = run(options)
-    print(json.dumps(result), flush=True)
-    return 1 if result["violations"] else 0
+    done = _done(options.results)
+    violations = sum(result["violation_count"] for result in done.values())
+    for seed in range(options.seed, options.seed + options.rounds):
+        if seed in done:
+            continue
+        options.seed = seed
+        line = json.dumps(result := run(options))
+        violations += result["violation_count"]
+        print(line, flush=True)
+        if options.results:
+            with options.results.open("a") as file:
+                file.write(f"{line}\n")
+    return 1 if violations else 0
+
+
+def _done(results: Path | None) -> dict[int, dict[str, Any]]:
+    """The rounds that earlier runs have ended, by seed."""
+    if results is None or not results.exists():
+        return {}
+    rounds = [json.loads(line) for line in results.read_text().splitlines()]
+    return {each["seed"]: each for each in rounds}
 
 
 if __name__ == "__main__":

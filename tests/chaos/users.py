@@ -26,7 +26,9 @@ OPTIONS: dict[str, Any] = {
     "w": "majority",
 }
 POISON_SHARE = 0.02
-LARGE_SHARE = 0.01
+LARGE_SHARE = 0.02
+LARGE_AGAIN = 0.7
+LARGE = 70_000
 MISSING = "missing"
 Change = Callable[[Any], Any]
 
@@ -121,7 +123,7 @@ class User(threading.Thread):
             state.y = self._new_value()
             act = lambda: docs.update_one(that, {"$set": {"y": state.y}})  # noqa: E731
         elif kind == "set x":
-            state.x = self._new_input()
+            state.x = self._new_input(state.x)
             act = lambda: docs.update_one(that, {"$set": {"x": state.x}})  # noqa: E731
         elif kind == "unset y":
             state.y = MISSING
@@ -175,7 +177,8 @@ class User(threading.Thread):
     def _new_value(self) -> str:
         return f"U{self._random.getrandbits(64):x}"
 
-    def _new_input(self) -> Any:
+    def _new_input(self, before: Any = None) -> Any:
+        """One of all kinds; where a large one was there often another of the same size."""
         draw, number = self._random, self._random.randrange(10**6)
         if draw.random() < POISON_SHARE:
             kind = draw.choices(["raise", "exit", "hang"], [6, 3, 1])[0]
@@ -191,8 +194,9 @@ class User(threading.Thread):
             {"$gt": number},
             {"a": {"b": number}},
         ]
-        if draw.random() < LARGE_SHARE:
-            return f"{number} " * 10_000
+        was_large = isinstance(before, str) and len(before) > LARGE
+        if draw.random() < (LARGE_AGAIN if was_large else LARGE_SHARE):
+            return f"{number:06} " * (LARGE // 7 + 1)
         return draw.choice(inputs)
 
 
