@@ -4,10 +4,11 @@ Whoever cannot go on with an imputation (its model does not load, its filter is 
 fall behind: the stream passes it over, and it is scanned anew after a pause that grows.
 """
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -138,23 +139,33 @@ class Crew:
         return record.scan.get("state") != "done" and record.fence <= self.fence
 
     def fill(self, calls: Sequence[Call]) -> None:
-        """Bring documents up to date that the stream told of, for one imputation after another."""
-        turn = Turn(self.imputations, self._documents, calls)
+        """Bring documents up to date that the stream told of, for all imputations together."""
+        turn = self._turn(calls)
         for call in calls:
             if self._is_behind(call.record):
                 continue  # a scan that starts later than this sees them
-            try:
+            with self._blaming(call.record):
                 self._answer(call, turn)
-            except (SuperduperError, PyMongoError) as error:
-                if not self.is_imputations_fault(error):
-                    raise
-                self.fall_behind(call.record, error)
+        turn.write()
+
+    def _turn(self, calls: Sequence[Call] = ()) -> Turn:
+        return Turn(self.imputations, self._documents, calls, self._blaming)
 
     def _answer(self, call: Call, turn: Turn) -> None:
         if call.deleted:
             Failures(self.database, call.record.id).forget_known(call.deleted)
         if call.ids and (live := turn.live(call.record)) is not None:
-            self.filler(live).fill_ids(call.ids, call.touched, turn.documents(call))
+            turn.fill(self.filler(live), call)
+
+    @contextlib.contextmanager
+    def _blaming(self, record: ImputationRecord) -> Iterator[None]:
+        """Have an imputation fall behind for an error of its own; any other comes out."""
+        try:
+            yield
+        except (SuperduperError, PyMongoError) as error:
+            if not self.is_imputations_fault(error):
+                raise
+            self.fall_behind(record, error)
 
     @property
     def scanning(self) -> bool:
@@ -263,7 +274,7 @@ class Crew:
     def _retry(self, record: ImputationRecord) -> None:
         due = Failures(self.database, record.id).due(self.clock(), RETRIES_AT_ONCE)
         for failure in due:
-            live = Turn(self.imputations, self._documents, ()).live(record)
+            live = self._turn().live(record)
             if self._stop.is_set() or live is None:
                 return
             self.filler(live, retrying=True).retry(failure)

@@ -34,6 +34,11 @@ KILLED = ("ChildDied", "TimedOut", "TooLarge", "WorkerDied")
 MESSAGE_LENGTH = 2000
 TRACEBACK_LENGTH = 8000
 SWEEP = 500
+# Where there are no records at all, asking for so many costs no more than asking whether there are.
+FEW = 32
+
+Known = dict[bytes, dict[str, Any]]
+"""Records by `key_of` the document's `_id`."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +61,22 @@ class Failures:
     def __init__(self, database: Database[Any], imputation_id: str) -> None:
         self.imputation_id = imputation_id
         self.records: Collection[Any] = database[NAME]
+        self._some = False
 
-    def known(self, document_ids: Sequence[Any]) -> dict[bytes, dict[str, Any]]:
+    def known(self, document_ids: Sequence[Any]) -> Known:
         """The records of these documents, by `key_of` their `_id`."""
-        if self.records.find_one({"imputation": self.imputation_id}, {"_id": 1}) is None:
+        if len(document_ids) > FEW and not self._any():
             return {}
         found = self.records.find(self._those(document_ids))
         return {key_of(record["document"]): record for record in found}
+
+    def _any(self) -> bool:
+        """Whether there are records at all, as is known once there have been."""
+        # The embedded store collects all that there are to answer with the first, so never again.
+        if not self._some:
+            found = self.records.find_one({"imputation": self.imputation_id}, {"_id": 1})
+            self._some = found is not None
+        return self._some
 
     def due(self, now: int, limit: int) -> list[dict[str, Any]]:
         """Records whose next attempt has come, the longest waiting first."""
@@ -202,6 +216,19 @@ def prepare(database: Database[Any]) -> None:
     """Make the indexes by which records are found: by document, and those that wait."""
     database[NAME].create_index([("imputation", 1), ("document", 1)], unique=True)
     database[NAME].create_index([("imputation", 1), ("state", 1), ("next_at", 1)])
+    database[NAME].create_index([("document", 1)])
+
+
+def known_to_all(
+    database: Database[Any], imputation_ids: Iterable[str], document_ids: Sequence[Any]
+) -> dict[str, Known]:
+    """The records that several imputations have of these documents, in one look."""
+    known: dict[str, Known] = {each: {} for each in imputation_ids}
+    # Not by the imputations too: the embedded store looks at every record for two `$in`.
+    for record in database[NAME].find({"document": {"$in": list(document_ids)}}):
+        if record["imputation"] in known:
+            known[record["imputation"]][key_of(record["document"])] = record
+    return known
 
 
 # For users -----------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from pymongo import UpdateOne
 from pymongo.collection import Collection
 from pymongo.errors import BulkWriteError, DocumentTooLarge, OperationFailure, PyMongoError
 
+from superduper.fields.paths import overlap
 from superduper.imputations.provenance import BASE, fill_path
 
 # What MongoDB's servers answer when they are in trouble themselves, not when a document is wrong.
@@ -141,48 +142,76 @@ def guarded(
     return condition.filter, condition.expressions
 
 
-def update_of(fill: Fill, *, exact: bool = False) -> UpdateOne:
-    """The update that applies a fill; `exact` compares with more care, where it had no effect."""
-    condition = _Condition({"_id": fill.document_id})
-    if fill.replaces is None:
-        condition.missing(fill.target)
-    else:
-        condition.equal(fill.target, fill.replaces.value, exact=exact)
-        condition.equal(fill_path(fill.target), fill.replaces.record, exact=exact)
-    for path, value in fill.inputs.items():
-        if fill.large:
+def update_of(*fills: Fill, exact: bool = False) -> UpdateOne:
+    """The update that applies fills of one document, all of them or none.
+
+    Its guard is the guards of all. `exact` compares with more care, where it had no effect.
+    """
+    condition = _Condition({"_id": fills[0].document_id})
+    written: dict[str, Any] = {}
+    inputs: dict[str, tuple[Any, bool]] = {}
+    for fill in fills:
+        provenance = fill_path(fill.target)
+        written |= {fill.target: fill.value, provenance: fill.record}
+        inputs |= {path: (value, fill.large) for path, value in fill.inputs.items()}
+        if fill.replaces is None:
+            condition.missing(fill.target)
+        else:
+            condition.equal(fill.target, fill.replaces.value, exact=exact)
+            condition.equal(provenance, fill.replaces.record, exact=exact)
+    for path, (value, large) in inputs.items():
+        if large:
             condition.of_size(path, value)
         else:
             condition.equal(path, value, exact=exact)
     if not condition.expressions:
-        written = {fill.target: fill.value, fill_path(fill.target): fill.record}
         return UpdateOne(condition.filter, {"$set": written})
-    return UpdateOne(condition.filter, [_conditional_merge(fill, condition.expressions)])
+    return UpdateOne(condition.filter, [_conditional_merge(written, condition.expressions)])
 
 
-def _conditional_merge(fill: Fill, expressions: list[dict[str, Any]]) -> dict[str, Any]:
-    provenance = fill_path(fill.target)
+def may_join(fill: Fill, others: Sequence[Fill]) -> bool:
+    """Whether a fill can be in one update with others of its document.
+
+    None may be computed from what another one changes, and what two of them were computed from
+    must have been read at the same moment.
+    """
+    return all(_go_together(fill, other) for other in others)
+
+
+def _go_together(one: Fill, other: Fill) -> bool:
+    if one.record["imputation"] == other.record["imputation"]:
+        return True
+    if _reads(one, other.target) or _reads(other, one.target):
+        return False
+    return all(one.inputs[path] is other.inputs[path] for path in one.inputs.keys() & other.inputs)
+
+
+def _reads(fill: Fill, path: str) -> bool:
+    return any(source == BASE or overlap(source, path) for source in fill.inputs)
+
+
+def _conditional_merge(
+    written: Mapping[str, Any], expressions: list[dict[str, Any]]
+) -> dict[str, Any]:
     # $mergeObjects would put a document in the place of null, or fail the whole batch.
-    places = [*_ancestors(fill.target), *_ancestors(provenance)]
+    places = dict.fromkeys(place for path in written for place in _ancestors(path))
     holdable = [{"$in": [{"$type": f"${place}"}, ["object", "missing"]]} for place in places]
-    merged = {
-        "$mergeObjects": [
-            "$$ROOT",
-            _merge_at(fill.target, fill.value),
-            _merge_at(provenance, fill.record),
-        ]
-    }
+    merged = {"$mergeObjects": ["$$ROOT", _merge(written)]}
     return {"$replaceWith": {"$cond": [{"$and": [*expressions, *holdable]}, merged, "$$ROOT"]}}
 
 
-def _merge_at(path: str, value: Any) -> dict[str, Any]:
-    """An expression for a document like the present one but with the value at the path."""
-    segments = path.split(".")
-    merged: Any = {"$literal": value}
-    for depth in range(len(segments) - 1, 0, -1):
-        here = "$" + ".".join(segments[:depth])
-        merged = {"$mergeObjects": [here, {segments[depth]: merged}]}
-    return {segments[0]: merged}
+def _merge(written: Mapping[str, Any], place: str = "$") -> dict[str, Any]:
+    """An expression for the document at a place as it is, but with these values at their paths."""
+    parts: dict[str, dict[str, Any]] = {}
+    for path, value in written.items():
+        head, _, rest = path.partition(".")
+        parts.setdefault(head, {})[rest] = value
+    return {
+        head: {"$literal": part[""]}
+        if "" in part
+        else {"$mergeObjects": [f"{place}{head}", _merge(part, f"{place}{head}.")]}
+        for head, part in parts.items()
+    }
 
 
 def removal_of(document_id: Any, path: str, ours: Stale) -> UpdateOne:

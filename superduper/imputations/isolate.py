@@ -5,6 +5,7 @@ log8(n) deaths; all others get their outputs. How long a batch may take is learn
 went well, so that a document that never ends costs seconds and not the whole allowance.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -43,6 +44,10 @@ class Patience:
             return self.limit_seconds
         wanted = SLACK * attempt * self._slowest * count
         return min(self.limit_seconds, max(LEAST_SECONDS * attempt, wanted))
+
+    def expected(self, count: int) -> float:
+        """How many seconds a prediction may well take, by those that went well; inf: no idea."""
+        return math.inf if self._slowest is None else self._slowest * count
 
     def learn(self, count: int, seconds: float) -> None:
         """Take note of a prediction that went well."""
@@ -88,13 +93,19 @@ class Isolation:
         self.deaths = 0
         self._note_death = note_death
 
-    def predict(self, values: Sequence[Any], count_attempt: Callable[[int], None]) -> list[Outcome]:
+    def predict(
+        self,
+        values: Sequence[Any],
+        count_attempt: Callable[[int], None],
+        held_up: Callable[[], None] | None = None,
+    ) -> list[Outcome]:
         """One outcome for each value; `count_attempt(position)` is called before a run alone.
 
+        `held_up` is called when it is going to take long, because a batch ended the process.
         Raises ModelUnusable if the model fails whatever it is given.
         """
         outcomes: list[Outcome] = [{} for _ in values]
-        self._part(values, 0, len(values), outcomes, count_attempt)
+        self._part(values, 0, len(values), outcomes, count_attempt, held_up or _nothing)
         return outcomes
 
     def alone(self, value: Any, attempt: int) -> Outcome:
@@ -112,11 +123,13 @@ class Isolation:
         stop: int,
         outcomes: list[Outcome],
         count_attempt: Callable[[int], None],
+        held_up: Callable[[], None],
     ) -> None:
         try:
             outcomes[start:stop] = self._run(values[start:stop], 1)
             return
         except (ChildDied, TimedOut, TooLarge) as error:
+            held_up()
             self._after_death(error)
             if stop - start == 1:  # the whole batch was one document: that was its attempt
                 outcomes[start] = {"error": describe(error)}
@@ -130,7 +143,7 @@ class Isolation:
                 count_attempt(first)
                 outcomes[first] = self.alone(values[first], 1)
             else:
-                self._part(values, first, last, outcomes, count_attempt)
+                self._part(values, first, last, outcomes, count_attempt, held_up)
 
     def _run(self, values: Sequence[Any], attempt: int) -> list[Outcome]:
         seconds = self.patience.seconds(len(values), attempt)
@@ -162,6 +175,10 @@ class Isolation:
         self.deaths += 1
         self._note_death(type(error).__name__)
         self.make_ready()
+
+
+def _nothing() -> None:
+    """What most have to do when a prediction takes long."""
 
 
 def describe(error: SuperduperError) -> dict[str, str]:

@@ -7,34 +7,47 @@ by side. A document whose input moved in between is read again and computed agai
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from collections.abc import Collection as Members
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
-from pymongo import UpdateOne
 from pymongo.collection import Collection
 from pymongo.database import Database
 
 from superduper.imputations.corrections import Correction, Corrections, corrections_in
 from superduper.imputations.decide import RAW, Work, decide, projection_of, read_as, split_outputs
 from superduper.imputations.events import Echoes
-from superduper.imputations.failures import KILLED, MAX_ATTEMPTS, Case, Failures, key_of, stands
-from superduper.imputations.fill import LARGE_BYTES, Fill, Written, removal_of, update_of, write
+from superduper.imputations.failures import (
+    KILLED,
+    MAX_ATTEMPTS,
+    Case,
+    Failures,
+    Known,
+    key_of,
+    stands,
+)
+from superduper.imputations.fill import LARGE_BYTES, Fill, removal_of, write
 from superduper.imputations.graph import inputs_of
 from superduper.imputations.imputation import ImputationRecord
 from superduper.imputations.isolate import Isolation, Outcome
-from superduper.imputations.layers import Layer, Layers
+from superduper.imputations.layers import Layers
 from superduper.imputations.provenance import (
     FILL,
     as_one_value,
+    fill_of,
     fill_record,
     input_hash,
-    value_hash,
 )
+from superduper.imputations.writing import Batch, Prepared
 
 ROUNDS = 6
+
+
+class Look(NamedTuple):
+    """Documents, and what was known of failures with them after they had been read."""
+
+    documents: Sequence[RawBSONDocument]
+    known: Known
 
 
 class Counters:
@@ -55,21 +68,6 @@ class Counters:
         with self._lock:
             counts, self._counts = self._counts, Counter()
         return dict(counts)
-
-
-@dataclass
-class Prepared:
-    """What is to be written for one batch; `attempts` are those counted before a run alone."""
-
-    fills: list[tuple[Work, Fill]] = field(default_factory=list)
-    failed: list[tuple[Case, Mapping[str, Any]]] = field(default_factory=list)
-    withheld: list[tuple[Case, Outcome]] = field(default_factory=list)
-    clearing: list[Work] = field(default_factory=list)
-    suspects: list[Case] = field(default_factory=list)
-    corrected: list[Correction] = field(default_factory=list)
-    settled: list[Any] = field(default_factory=list)
-    known: set[bytes] = field(default_factory=set)
-    attempts: dict[bytes, int] = field(default_factory=dict)
 
 
 class Filler:
@@ -108,24 +106,38 @@ class Filler:
         return list(self.collection.find(wanted, projection_of([self.record])))
 
     def fill_ids(
-        self,
-        document_ids: Sequence[Any],
-        touched: Mapping[bytes, int] | None = None,
-        documents: Sequence[RawBSONDocument] | None = None,
+        self, document_ids: Sequence[Any], touched: Mapping[bytes, int] | None = None
     ) -> None:
         """Bring these documents up to date.
 
-        `touched` tells when a person wrote a field that we fill, by `key_of` the document;
-        `documents` is what was read of them just now, if it was.
+        `touched` tells when a person wrote a field that we fill, by `key_of` the document.
+        """
+        self.finish(self.prepare_ids(document_ids, touched))
+
+    def prepare_ids(
+        self,
+        document_ids: Sequence[Any],
+        touched: Mapping[bytes, int] | None = None,
+        look: Look | None = None,
+        held_up: Callable[[], None] | None = None,
+    ) -> Prepared:
+        """Decide and predict for documents that the stream told of.
+
+        `look` is what was read of them just now, if it was. For `held_up` see `Isolation.predict`.
         """
         if touched:
             self._release(corrections_in(self.record, self.read(document_ids), touched))
-        self._rounds(document_ids, {}, {}, ROUNDS, documents)
+        look = look or self._look(document_ids)
+        works, prepared = self._sort(look)
+        self._predict(works, prepared, held_up)
+        return prepared
 
     def prepare(self, documents: Sequence[RawBSONDocument]) -> Prepared:
-        """Decide and predict for documents that have just been read."""
-        works, prepared = self._sort(documents, [document["_id"] for document in documents])
+        """Decide and predict for documents that have just been read, and make the updates."""
+        ids = [document["_id"] for document in documents]
+        works, prepared = self._sort(Look(documents, self.failures.known(ids)))
         self._predict(works, prepared)
+        prepared.batch = Batch([prepared])
         return prepared
 
     def finish(self, prepared: Prepared) -> int:
@@ -133,10 +145,22 @@ class Filler:
 
         Answers how many fields were filled at once, not counting those done again.
         """
-        tried = {key_of(work.document_id): work.case.input for work, _ in prepared.fills}
-        filled, unsettled = self._write(prepared)
+        self.begin_writing(prepared)
+        batch = prepared.batch or Batch([prepared])
+        batch.send(self.collection, self.echoes)
+        return self.end_writing(prepared, batch)
+
+    def begin_writing(self, prepared: Prepared) -> None:
+        """What must be done before the fills are written."""
+        self._clear(prepared.clearing)
+        self._release(prepared.corrected)
+        self.layers.keep(prepared.buried())
+
+    def end_writing(self, prepared: Prepared, batch: Batch) -> int:
+        """What must be done when the fills were written: see `finish`."""
+        filled, unsettled = self._settle(prepared, batch)
         if unsettled:
-            self._rounds(unsettled, tried, prepared.attempts, ROUNDS - 1)
+            self._rounds(unsettled, batch.tried_alone(prepared), prepared.attempts)
         return filled
 
     def retry(self, failure: Mapping[str, Any]) -> None:
@@ -158,30 +182,33 @@ class Filler:
             self._judge(work, outcome, prepared, self.clock())
         self.finish(prepared)
 
+    def _look(self, document_ids: Sequence[Any]) -> Look:
+        documents = self.read(document_ids)
+        # After the documents: a value is taken back by a note first and then by its removal.
+        return Look(documents, self.failures.known(document_ids))
+
     # Until nothing moves ---------------------------------------------------------------------
 
     def _rounds(
-        self,
-        document_ids: Sequence[Any],
-        tried: dict[bytes, str],
-        attempts: Mapping[bytes, int],
-        rounds: int,
-        documents: Sequence[RawBSONDocument] | None = None,
+        self, document_ids: Sequence[Any], tried: dict[bytes, str], attempts: Mapping[bytes, int]
     ) -> None:
-        """Read, predict and write until every update took effect or was overtaken."""
+        """Read, predict and write until every update took effect or was overtaken.
+
+        Each field has an update to itself now: what keeps one from being filled keeps no other.
+        """
         insisted: set[bytes] = set()
-        for _ in range(rounds):
-            if documents is None:
-                documents = self.read(document_ids)
-            works, prepared = self._sort(documents, document_ids, attempts)
-            documents = None
+        for _ in range(ROUNDS - 1):
+            works, prepared = self._sort(self._look(document_ids), attempts)
             stuck = {key for key, work in works.items() if tried.get(key) == work.case.input}
             for key in insisted & stuck:
                 prepared.failed.append((works.pop(key).case, self._no_effect()))
             insisted |= stuck
             self._predict(works, prepared)
             tried = {key: work.case.input for key, work in works.items()}
-            _, document_ids = self._write(prepared, exact=stuck)
+            self.begin_writing(prepared)
+            batch = Batch([prepared], apart=True, exact=stuck)
+            batch.send(self.collection, self.echoes)
+            _, document_ids = self._settle(prepared, batch)
             if not document_ids:
                 return
         # The change that came in between is an event of its own, so this is not the end.
@@ -196,12 +223,11 @@ class Filler:
 
     def _sort(
         self,
-        documents: Sequence[RawBSONDocument],
-        document_ids: Sequence[Any],
+        look: Look,
         attempts: Mapping[bytes, int] | None = None,
     ) -> tuple[dict[bytes, Work], Prepared]:
         """The documents to predict for; those that failed before or are done are left out."""
-        known = self.failures.known(document_ids)
+        documents, known = look
         prepared = Prepared(known=set(known), attempts=dict(attempts or {}))
         prepared.corrected = corrections_in(self.record, documents)
         works, needy = dict[bytes, Work](), set[bytes]()
@@ -221,7 +247,12 @@ class Filler:
         prepared.settled = [each["document"] for key, each in known.items() if key not in needy]
         return works, prepared
 
-    def _predict(self, works: Mapping[bytes, Work], prepared: Prepared) -> None:
+    def _predict(
+        self,
+        works: Mapping[bytes, Work],
+        prepared: Prepared,
+        held_up: Callable[[], None] | None = None,
+    ) -> None:
         if not works:
             return
         keys = list(works)
@@ -232,7 +263,7 @@ class Filler:
             prepared.known.add(key)
 
         values = [as_one_value(work.values, self.record.input_paths) for work in works.values()]
-        outcomes = self.isolation.predict(values, count_attempt)
+        outcomes = self.isolation.predict(values, count_attempt, held_up)
         at = self.clock()
         for work, outcome in zip(works.values(), outcomes, strict=True):
             self._judge(work, outcome, prepared, at)
@@ -272,26 +303,30 @@ class Filler:
 
     # Writing ---------------------------------------------------------------------------------
 
-    def _write(self, prepared: Prepared, exact: Members[bytes] = ()) -> tuple[int, list[Any]]:
-        """Write a batch; how many were filled, and which documents may need another round."""
-        self._clear(prepared.clearing)
-        self._release(prepared.corrected)
-        echoes = [(fill.target, key_of(fill.document_id)) for _, fill in prepared.fills]
-        updates = [
-            update_of(fill, exact=key in exact)
-            for (_, fill), (_, key) in zip(prepared.fills, echoes, strict=True)
-        ]
-        self.layers.keep(_buried(prepared))
-        written = self._send(updates, echoes)
-        for position, error in written.errors.items():
-            prepared.failed.append((prepared.fills[position][0].case, error))
-        possible = len(updates) - len(written.errors)
-        self.counters.add("filled", written.modified)
-        self.counters.add("superseded", possible - written.modified)
+    def _settle(self, prepared: Prepared, batch: Batch) -> tuple[int, list[Any]]:
+        """Count and note; how many were filled, and which documents may need another round."""
+        filled = batch.filled(prepared)
+        if filled is None:
+            filled = self._count_filled(prepared)
+        self.counters.add("filled", filled)
+        self.counters.add("superseded", batch.possible(prepared) - filled)
         self._note(prepared)
-        done = written.modified == possible
-        self.failures.forget(prepared.settled + (_known_fills(prepared) if done else []))
-        return written.modified, self._moved(prepared) if done else _unsettled(prepared)
+        if batch.complete:
+            self.failures.forget(prepared.settled + prepared.known_fills())
+            return filled, self._moved(prepared)
+        self.failures.forget(prepared.settled)
+        return filled, list(prepared.unrefused().values())
+
+    def _count_filled(self, prepared: Prepared) -> int:
+        """How many fills are there to be seen, where the server tells of whole updates only."""
+        found = self.read(list(prepared.unrefused().values()))
+        there = {key_of(document["_id"]): document for document in found}
+        records = (
+            fill_of(there.get(key_of(fill.document_id), {}), fill.target)
+            for _, fill in prepared.fills
+        )
+        pairs = zip(records, prepared.fills, strict=True)
+        return sum(found is not None and dict(found) == fill.record for found, (_, fill) in pairs)
 
     def _moved(self, prepared: Prepared) -> list[Any]:
         """The large documents whose input is not, or no more, what their value was computed from.
@@ -314,17 +349,6 @@ class Filler:
         self.corrections.note(corrected, self.clock())
         released = write(self.collection, [each.release for each in corrected])
         self.counters.add("corrected", released.modified)
-
-    def _send(self, updates: list[UpdateOne], echoes: list[tuple[str, bytes]]) -> Written:
-        """Write fills; unless all took effect, none of their events is taken for granted."""
-        written = Written()
-        self.echoes.expect(echoes)
-        try:
-            written = write(self.collection, updates)
-        finally:
-            if written.modified < len(updates):
-                self.echoes.withdraw(echoes)
-        return written
 
     def _note(self, prepared: Prepared) -> None:
         now = self.clock()
@@ -351,34 +375,6 @@ class Filler:
 
 
 _NEVER_ENDED = {"type": "WorkerDied", "message": "the worker ended during every attempt"}
-
-
-def _buried(prepared: Prepared) -> list[Layer]:
-    """Values that are written over for another version's, not because their input changed."""
-    return [
-        Layer(fill.document_id, fill.target, old.value, old.record, value_hash(fill.record))
-        for _, fill in prepared.fills
-        if (old := fill.replaces) is not None and old.record.get("input") == fill.record["input"]
-    ]
-
-
-def _refused(prepared: Prepared) -> set[bytes]:
-    return {key_of(case.document_id) for case, *_ in (*prepared.failed, *prepared.withheld)}
-
-
-def _known_fills(prepared: Prepared) -> list[Any]:
-    """The filled documents that have a record among the failures, which is now out of date."""
-    if not prepared.known:
-        return []
-    refused = _refused(prepared)
-    filled = {key_of(work.document_id): work.document_id for work, _ in prepared.fills}
-    return [each for key, each in filled.items() if key in prepared.known and key not in refused]
-
-
-def _unsettled(prepared: Prepared) -> list[Any]:
-    refused = _refused(prepared)
-    filled = {key_of(work.document_id): work.document_id for work, _ in prepared.fills}
-    return [each for key, each in filled.items() if key not in refused]
 
 
 def _killed_another(failure: Mapping[str, Any], case: Case) -> bool:

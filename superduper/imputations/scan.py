@@ -26,9 +26,10 @@ from superduper.imputations.decide import projection_of
 from superduper.imputations.fair_lock import FairLock
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.isolate import BatchSize
-from superduper.imputations.process import Filler, Prepared
+from superduper.imputations.process import Filler
 from superduper.imputations.provenance import BASE, fill_path
 from superduper.imputations.ranges import Bounds, Claim, Ranges
+from superduper.imputations.writing import Prepared
 from superduper.jobs.worker import alive_workers
 
 logger = logging.getLogger(__name__)

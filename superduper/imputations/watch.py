@@ -32,9 +32,14 @@ logger = logging.getLogger(__name__)
 
 NAME = "superduper.watchers"
 STREAM_BATCH = 64
+WAIT_MS = 500
+# An insert that wakes who waits for it must share the store's one processor with them. While
+# changes keep coming nobody waits: what has come is fetched in these intervals, all at once.
+GATHER_SECONDS = 0.02
+GATHER_FOR_SECONDS = 0.3
+# A scan's fills come back one by one; fetching them in heaps halves what they cost.
 ECHO_BATCH = 1024
 ECHO_PAUSE_SECONDS = 0.1
-WAIT_MS = 500
 POLL_SECONDS = 1.0
 LOOK_SECONDS = 0.4
 SAVE_SECONDS = 0.5
@@ -198,6 +203,8 @@ class Leading:
         self._looked_at = -math.inf
         self._saved_at = -math.inf
         self._unsaved_ms: int | None = None
+        self._worked_at = -math.inf
+        self._behind = False
         self._only_echoes = False
 
     def run(self) -> None:
@@ -225,19 +232,31 @@ class Leading:
             self._records = [record for record in records if record.filling]
             self.crew.look_after(self._records)
             self._looked_at = time.monotonic()
-        if self._only_echoes:
-            with self.crew.turns:
-                batch = changes.next_batch(ECHO_BATCH, 1)
-        else:
-            batch = changes.next_batch(STREAM_BATCH, WAIT_MS)
+        batch = self._next(changes)
         worked = self._process(batch) if batch else False
+        if worked:
+            self._worked_at = time.monotonic()
         if batch:
             self._unsaved_ms = batch[-1].cluster_time_ms
-        self._save_if_due(changes, idle=not batch)
+        self._save_if_due(changes, idle=not batch and not self._gathering)
         self._only_echoes = bool(batch) and not worked and self.crew.scanning
+        self._behind = len(batch) >= STREAM_BATCH and worked
+
+    def _next(self, changes: Changes) -> list[Change]:
+        """The next changes: waited for where all is quiet, gathered where much is going on."""
         if self._only_echoes:
-            # A scan's fills come back one by one; fetching them in heaps halves what they cost.
             self.watch.stop.wait(ECHO_PAUSE_SECONDS)
+            with self.crew.turns:
+                return changes.next_batch(ECHO_BATCH, 1)
+        if not self._gathering:
+            return changes.next_batch(STREAM_BATCH, WAIT_MS)
+        if not self._behind:
+            self.watch.stop.wait(GATHER_SECONDS)
+        return changes.next_batch(STREAM_BATCH, 1)
+
+    @property
+    def _gathering(self) -> bool:
+        return time.monotonic() - self._worked_at < GATHER_FOR_SECONDS
 
     def _save_if_due(self, changes: Changes, *, idle: bool) -> None:
         """Often enough that little is done again; also when idle, for a place grows old."""

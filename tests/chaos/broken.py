@@ -7,17 +7,19 @@ from typing import Any
 
 from pymongo import UpdateOne
 
-from superduper.imputations import failures, process, work
+from superduper.imputations import failures, process, work, writing
 from superduper.imputations.fill import Fill, fill_path
 from superduper.imputations.imputation import Imputations
 
 
 def _overwriting(*, upsert: bool) -> None:
-    def update_of(fill: Fill, *, exact: bool = False) -> UpdateOne:
-        written = {fill.target: fill.value, fill_path(fill.target): fill.record}
-        return UpdateOne({"_id": fill.document_id}, {"$set": written}, upsert=upsert)
+    def update_of(*fills: Fill, exact: bool = False) -> UpdateOne:
+        written: dict[str, Any] = {}
+        for fill in fills:
+            written |= {fill.target: fill.value, fill_path(fill.target): fill.record}
+        return UpdateOne({"_id": fills[0].document_id}, {"$set": written}, upsert=upsert)
 
-    process.update_of = update_of
+    writing.update_of = update_of
 
 
 def _forgetful() -> None:

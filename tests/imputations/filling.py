@@ -15,13 +15,16 @@ from superduper.imputations.provenance import value_hash
 
 
 def record_of(
-    inputs: Sequence[str] = ("x",), writes: Sequence[str] = ("y",), **changes: Any
+    inputs: Sequence[str] = ("x",),
+    writes: Sequence[str] = ("y",),
+    name: str = "imputation",
+    **changes: Any,
 ) -> ImputationRecord:
-    """The record of a live imputation named `imputation` on the collection `docs`."""
+    """The record of a live imputation on the collection `docs`."""
     spec = {"on_input_change": "refill", "filter": None, "min_confidence": None}
     return ImputationRecord(
         collection="docs",
-        name="imputation",
+        name=name,
         kind="imputation",
         spec=spec | changes,
         input_paths=tuple(inputs),

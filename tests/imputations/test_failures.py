@@ -153,7 +153,7 @@ class TestRounds:
     def test_a_worker_that_ends_in_every_attempt(self, database: Database[Any]) -> None:
         filling = Filling(database)
         filling.docs.insert_one({"_id": 1, "x": 0})
-        [work] = filling.filler._sort(filling.filler.read([1]), [1])[0].values()
+        [work] = filling.filler._sort(filling.filler._look([1]))[0].values()
         for _ in range(3):
             filling.filler.failures.begin(work.case, 0)
         filling.filler.retry(filling.failures()[1])

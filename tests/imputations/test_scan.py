@@ -12,9 +12,9 @@ from superduper.imputations.failures import key_of
 from superduper.imputations.fair_lock import FairLock
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.isolate import BatchSize
-from superduper.imputations.process import Prepared
 from superduper.imputations.ranges import Ranges
 from superduper.imputations.scan import Scan, walk
+from superduper.imputations.writing import Prepared
 
 IDS: list[Any] = [*range(30), *map(str, range(30)), *(ObjectId() for _ in range(30)), {"a": 1}]
 

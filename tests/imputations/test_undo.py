@@ -78,7 +78,7 @@ def test_broken_off_anywhere_it_goes_on(filling: Filling, monkeypatch: pytest.Mo
 
 
 def test_what_was_computed_from_it_is_stale(filling: Filling) -> None:
-    chained = replace(record_of(("y",), ("z",)), name="second")
+    chained = record_of(("y",), ("z",), name="second")
     database = filling.database
     for each in (record_of(), chained):
         Imputations(database).create(each)
