@@ -81,7 +81,8 @@ class Joined:
 
 
 @pytest.fixture
-def joined(database: Database[Any]) -> Joined:
+def joined(database: Database[Any], monkeypatch: pytest.MonkeyPatch) -> Joined:
+    monkeypatch.setattr(turn, "JOIN_SECONDS", 60.0)  # what is slow is so by its record alone
     return Joined(database)
 
 
