@@ -20,13 +20,20 @@ NAMES = (
     "training.digits",
     "training.epochs",
 )
+#: Run only when they are named: they take tens of minutes.
+LONG = ("scale",)
 RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
     """Run the benchmarks named, or all; print each result and keep it as JSON."""
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*NAMES, []], help="which; default: all")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        choices=[*NAMES, *LONG, []],
+        help=f"which; default: all but {', '.join(LONG)}",
+    )
     parser.add_argument("--small", action="store_true", help="a tenth of the size, to try it out")
     options = parser.parse_args()
     for name in options.names or NAMES:

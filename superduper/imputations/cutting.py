@@ -24,7 +24,7 @@ from superduper.imputations.ranges import NAME, Bounds, Ranges, left_of
 RANGES_PER_WORKER = 4
 MOST_RANGES = 64
 #: A range of fewer documents is walked sooner than it is taken.
-LEAST_DOCUMENTS = 1_000
+LEAST_DOCUMENTS = 250
 MARKS_PER_RANGE = 32
 #: So many are sampled to tell how many documents a scan is to look at; fewer are counted.
 SAMPLED = 1_000
