@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from superduper import commands
 from superduper.command import build
@@ -11,6 +11,8 @@ from superduper.commands import Transport
 from superduper.display import Table
 from superduper.errors import SuperduperError, TimedOut, UserCodeError
 from superduper.fields.codec import decode, encode
+
+E = TypeVar("E", bound=commands.OnEither)
 
 POLL_SECONDS = 0.25
 DOCUMENT_COLUMNS = ("document", "value", "confidence", "error")
@@ -26,9 +28,12 @@ class Predicting:
         self.collection = collection
         self.name = name
 
-    def _ask(self, command: type[commands.OnPredictor], **fields: Any) -> Any:
+    def _about(self, command: type[E], **fields: Any) -> Any:
+        return self._transport.send(self._command(command, **fields))
+
+    def _command(self, command: type[E], **fields: Any) -> E:
         placed = {"collection": self.collection, "kind": self.kind, "name": self.name}
-        return self._transport.send(build(command, **placed, **fields))
+        return build(command, **placed, **fields)
 
     def _predict(self, inputs: list[Any], version: int | None) -> Any:
         raise NotImplementedError
@@ -57,7 +62,7 @@ class Predicting:
             wanted["ids"] = [encode(each) for each in ids]
         if filter is not None or ids is None:
             wanted["filter"] = encode(filter or {})
-        found = self._ask(commands.PredictDocuments, **wanted)
+        found = self._about(commands.PredictDocuments, **wanted)
         return Table(map(decoded, found["documents"]), DOCUMENT_COLUMNS)
 
     def stream(self, value: Any, version: int | None = None) -> Iterator[Any]:
@@ -65,8 +70,7 @@ class Predicting:
 
         Leaving the loop ends the work. Raises UserCodeError where the model fails.
         """
-        placed = {"collection": self.collection, "kind": self.kind, "name": self.name}
-        command = build(commands.StreamPrediction, **placed, input=encode(value), version=version)
+        command = self._command(commands.StreamPrediction, input=encode(value), version=version)
         with closing(self._transport.stream(command)) as rows:
             for row in rows:
                 if "end" in row:
@@ -90,7 +94,7 @@ class Predicting:
             wanted["inputs"] = [encode(each) for each in values]
         if filter is not None:
             wanted["filter"] = encode(filter)
-        return PredictionJob(self._transport, self._ask(commands.PredictLater, **wanted)["job"])
+        return PredictionJob(self._transport, self._about(commands.PredictLater, **wanted)["job"])
 
     def explain(self, value: Any, version: int | None = None) -> dict[str, Any]:
         """One prediction with what was in between.
@@ -101,9 +105,30 @@ class Predicting:
         `failed_at` names the stage, `error` has type and message.
         """
         story: dict[str, Any] = decode(
-            self._ask(commands.ExplainPrediction, input=encode(value), version=version)
+            self._about(commands.ExplainPrediction, input=encode(value), version=version)
         )
         return story
+
+    def traffic(self) -> dict[str, Any]:
+        """Which versions answer what servers are asked, with `counts` of how they have done."""
+        found: dict[str, Any] = self._about(commands.ShowTraffic)
+        return found
+
+    def set_traffic(
+        self,
+        canary: Mapping[str, Any] | None = None,
+        shadow: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Give other versions a share of what servers are asked; with neither, none any more.
+
+        `canary={"version": 3, "share": 0.1}` answers a tenth of the requests. `shadow={"version":
+        3}` is asked as well (`share` of the requests, all if none is told), and its answers are
+        only compared; numbers that differ by no more than `tolerance` (1e-6) are the same.
+        """
+        wanted = {"canary": canary, "shadow": shadow}
+        sent = {side: dict(told) for side, told in wanted.items() if told is not None}
+        found: dict[str, Any] = self._about(commands.SetTraffic, **sent)
+        return found
 
 
 class Model(Predicting):

@@ -7,7 +7,7 @@ from pymongo.database import Database
 
 from superduper import commands
 from superduper.command import Command
-from superduper.handlers import components, documents, imputations, jobs, predictions
+from superduper.handlers import components, documents, imputations, jobs, predictions, traffic
 from superduper.handlers.context import Context
 from superduper.store.mongo import database_errors
 
@@ -45,6 +45,7 @@ HANDLERS: dict[type[Command], Handler] = {
     commands.Predict: predictions.predict,
     commands.PredictImputation: predictions.predict_imputation,
     commands.PredictDocuments: predictions.predict_documents,
+    commands.ShowTraffic: traffic.show,
     commands.PredictLater: predictions.predict_later,
     commands.ListOutputs: predictions.outputs,
     commands.ExplainPrediction: predictions.explain,
@@ -58,6 +59,7 @@ HANDLERS: dict[type[Command], Handler] = {
 }
 AUTHORED: dict[type[Command], AuthoredHandler] = {
     commands.RegisterComponent: components.register,
+    commands.SetTraffic: traffic.set_traffic,
     commands.CreateImputation: imputations.create,
     commands.CreateWatcher: imputations.create_watcher,
     commands.PromoteVersion: imputations.promote,

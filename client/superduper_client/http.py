@@ -31,6 +31,7 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _TOKEN = re.compile(r"[!-~]+")
 _LONG = (
     commands.RegisterComponent,
+    commands.SetTraffic,
     commands.PreviewImputation,
     commands.PredictDocuments,
     commands.PredictLater,

@@ -22,6 +22,7 @@ from superduper_server.limits import BodyLimit, Limits
 from superduper_server.model_figures import ModelFigures
 from superduper_server.observe import Figures, Front, RequestIds
 from superduper_server.piece_streams import add_piece_streams
+from superduper_server.rivals import TrialFigures
 from superduper_server.routes import PREDICTIONS, Router, command_endpoints, registering
 from superduper_server.shares import Shares
 from superduper_server.streams import add_streams
@@ -49,6 +50,7 @@ def build_app(
     watching = WatchFigures()
     figures.registry.register(ModelFigures(service.context.hosts))
     figures.registry.register(watching)
+    figures.registry.register(TrialFigures(service.context.tally))
     router.table["GET", "/openapi.json"] = None
     endpoints = [*command_endpoints(backend), *admin_endpoints(backend)]
     # Routes are tried in order: what is asked most often, and most in a hurry, comes first.

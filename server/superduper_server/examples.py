@@ -52,6 +52,15 @@ _TOKEN = {
     "last_used": None,
     "revoked": False,
 }
+_TRAFFIC = {
+    "live": 3,
+    "canary": {"version": 4, "share": 0.1},
+    "shadow": {"version": 5, "share": 1.0, "tolerance": 1e-6},
+    "counts": {"live_answered": 903, "canary_answered": 97, "shadow_different": 12},
+    "largest_difference": 0.03,
+    "set_at": _AT,
+    "set_by": "k3x9",
+}
 _BYTES = {"$binary": {"base64": "gASV...", "subType": "00"}}
 _INPUTS = {"inputs": [[0.1, 0.2], [0.3, 0.4]]}
 _OUTPUTS = {"outputs": ["cat", "dog"], "version": 3, "confidence": [0.98, 0.71]}
@@ -152,6 +161,11 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
         {"filter": {"y": {"$exists": False}}, "limit": 10},
         {"documents": [{"document": _ID, "value": "cat", "confidence": 0.98}], "version": 3},
     ),
+    "SetTraffic": (
+        {"canary": {"version": 4, "share": 0.1}, "shadow": {"version": 5}},
+        _TRAFFIC,
+    ),
+    "ShowTraffic": (None, _TRAFFIC),
     "StreamPrediction": (
         {"input": "Once upon a time"},
         'event: piece\ndata: "there"\n\nevent: end\ndata: {"pieces": 1, "version": 3}\n\n',

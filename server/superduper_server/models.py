@@ -6,17 +6,20 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from superduper import commands
 from superduper.command import build
 from superduper.errors import InvalidInput, NotFound, NotReady, SuperduperError
 from superduper.handlers import predictions
+from superduper.handlers.context import Context
 from superduper.service import Service
 from superduper.store.mongo import database_errors
 from superduper.store.registry import Component
+from superduper.store.traffic import traffic_id
 from superduper_server.pool import Pool
+from superduper_server.rivals import Rivals
 from superduper_server.v2_format import Signature
 
 logger = logging.getLogger(__name__)
@@ -31,6 +34,7 @@ MODEL_VERSION_PATH = "/v1/collections/{collection}/models/{name}/versions/{versi
 IMPUTATION_PATH = "/v1/collections/{collection}/imputations/{name}/predict"
 V2_PATH = "/v2/models/{model}/infer"
 V2_VERSION_PATH = "/v2/models/{model}/versions/{version}/infer"
+Asked = commands.Predict | commands.PredictImputation
 TEMPLATES = (MODEL_PATH, MODEL_VERSION_PATH, IMPUTATION_PATH, V2_PATH, V2_VERSION_PATH)
 _PATTERNS = [
     (path, re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/?#%]+)", path))) for path in TEMPLATES
@@ -100,6 +104,8 @@ class Target:
     version: int | None
     signature: Signature
     found_at: float
+    rivals: Rivals | None = None
+    """Other versions that get a share of what this one is asked."""
 
 
 class Models:
@@ -188,16 +194,21 @@ class Models:
         command, known, hosts = place.command, self._targets.get(place), self._context.hosts
         began = self._clock()
 
-        def ask() -> tuple[Component, int | None]:
+        def ask() -> Target:
             with database_errors():
-                return predictions.find(self._context, command)
+                self._context.tally.flush()
+                component, version = predictions.find(self._context, command)
+                signature = Signature.of(component.details)
+                rivals = find_rivals(self._context, command, component.id)
+                return Target(component, version, signature, began, rivals)
 
-        component, version = await self._pool.run(ask, seconds=LOOKUP_SECONDS)
-        if known is not None and known.component.id != component.id:
-            if hosts.is_loaded(known.component.id):
-                await self._warm(component)
-            began = self._clock()
-        return Target(component, version, Signature.of(component.details), began)
+        found = await self._pool.run(ask, seconds=LOOKUP_SECONDS)
+        if known is not None and hosts.is_loaded(known.component.id):
+            for each in {each.id: each for each in _components(found)}.values():
+                if not hosts.is_loaded(each.id):
+                    await self._warm(each)
+                    found = replace(found, found_at=self._clock())
+        return found
 
     async def _warm(self, component: Component) -> None:
         try:
@@ -208,3 +219,41 @@ class Models:
             logger.warning(
                 "%s cannot be loaded: %s", component.id, error, extra={"event": "model.load"}
             )
+
+
+def find_rivals(context: Context, command: Asked, live: str) -> Rivals | None:
+    """The versions on trial beside the live one, if there are any. May block."""
+    if isinstance(command, commands.Predict) and command.version is not None:
+        return None
+    kind = "model" if isinstance(command, commands.Predict) else "imputation"
+    policy = context.traffic.get(traffic_id(command.collection, kind, command.name))
+    if policy is None:
+        return None
+
+    def rival(side: str) -> Target | None:
+        told = policy.get(side)
+        if told is None:
+            return None
+        try:
+            component, version = predictions.other_version(context, command, told["version"])
+        except SuperduperError as error:
+            logger.warning("no %s: %s", side, error, extra={"event": "traffic.rival"})
+            return None
+        signature = Signature.of(component.details)
+        return None if component.id == live else Target(component, version, signature, 0.0)
+
+    canary, shadow = policy.get("canary") or {}, policy.get("shadow") or {}
+    return Rivals(
+        (policy["_id"], policy["set_at"]),
+        rival("canary"),
+        canary.get("share", 0.0),
+        rival("shadow"),
+        shadow.get("share", 0.0),
+        shadow.get("tolerance", 0.0),
+    )
+
+
+def _components(target: Target) -> list[Component]:
+    rivals = target.rivals
+    others = [] if rivals is None else [rivals.canary, rivals.shadow]
+    return [each.component for each in (target, *others) if each is not None]

@@ -11,7 +11,7 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from superduper.service import Service
 from superduper.serving.batcher import Outcomes, Request
 from superduper_server import bodies, v2_format, v2_tensors
 from superduper_server.models import IMPUTATION_PATH, MODEL_VERSION_PATH, Place, Target
+from superduper_server.rivals import Part, Shadows
 
 SWEEP_SECONDS = 0.25
 SMALL_BYTES = 64 * 1024
@@ -53,6 +54,8 @@ class Job:
     finish: Callable[[Outcomes], Answer]
     pinned: str | None = None
     """The version that the body asks for where the path names none: the target must be that."""
+    part: Part | None = None
+    """Its part in a trial of other versions, if there is one."""
 
 
 def read(place: Place, target: Target, headers: Headers, query: str, body: bytes) -> Job:
@@ -60,10 +63,16 @@ def read(place: Place, target: Target, headers: Headers, query: str, body: bytes
 
     Raises InvalidInput that says what is wrong with the request.
     """
+    part = None
+    if target.rivals is not None:
+        part = target.rivals.share(target, body)
+        target = part.target
     with bodies.refused_values():
         if place.model:
-            return _read_v2(place, target, headers, body)
-        return _read_v1(place, target, headers, query, body)
+            job = _read_v2(place, target, headers, body)
+        else:
+            job = _read_v1(place, target, headers, query, body)
+    return job if part is None else replace(job, part=part)
 
 
 def _read_v1(place: Place, target: Target, headers: Headers, query: str, body: bytes) -> Job:
@@ -172,6 +181,7 @@ class Predictions:
         self, service: Service, seconds: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._hosts = service.context.hosts
+        self._shadows = Shadows(service.context.hosts, service.context.tally, seconds)
         self._seconds = seconds
         self._clock = clock
         self._under_way: set[Ticket] = set()
@@ -194,6 +204,8 @@ class Predictions:
             raise NotReady("the server is shutting down")
         loop = asyncio.get_running_loop()
         now = self._clock()
+        if job.part is not None:
+            reply = self._on_trial(job.part, job.values, reply)
         ticket = Ticket(reply, now + min(job.seconds or self._seconds, self._seconds))
 
         def done(result: Outcomes | Exception) -> None:
@@ -212,6 +224,13 @@ class Predictions:
         if self._sweeper is None:
             self._sweeper = loop.call_later(SWEEP_SECONDS, self._sweep, loop)
         return ticket
+
+    def _on_trial(self, part: Part, values: list[Any], reply: Reply) -> Reply:
+        def answered(result: Outcomes | Exception) -> None:
+            reply(result)
+            self._shadows.heard(part, values, result)
+
+        return answered
 
     async def run(self, job: Job, owner: str) -> Outcomes:
         """The outcomes of a job; it is cancelled with whoever waits for it."""

@@ -24,6 +24,7 @@ PREDICTIONS = (commands.Predict, commands.PredictImputation)
 # These try out code in a child process, or touch as many documents as there are.
 LONG = (
     commands.RegisterComponent,
+    commands.SetTraffic,
     commands.PreviewImputation,
     commands.PredictDocuments,
     commands.PredictLater,

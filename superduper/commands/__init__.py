@@ -57,13 +57,18 @@ from superduper.commands.jobs import (
     ShowStatus,
 )
 from superduper.commands.predictions import (
+    Canary,
     ExplainPrediction,
     ListOutputs,
+    OnEither,
     OnPredictor,
     Predict,
     PredictDocuments,
     PredictImputation,
     PredictLater,
+    SetTraffic,
+    Shadow,
+    ShowTraffic,
     StreamPrediction,
 )
 from superduper.commands.transport import (
@@ -71,6 +76,7 @@ from superduper.commands.transport import (
 )
 
 __all__ = [
+    "Canary",
     "CancelJob",
     "CountDocuments",
     "CountStates",
@@ -96,6 +102,7 @@ __all__ = [
     "ListVersions",
     "Named",
     "OnCollection",
+    "OnEither",
     "OnImputation",
     "OnPredictor",
     "PauseImputation",
@@ -113,6 +120,8 @@ __all__ = [
     "RetryFailures",
     "RevertVersion",
     "RollbackImputation",
+    "SetTraffic",
+    "Shadow",
     "ShowComponent",
     "ShowHistory",
     "ShowImputation",
@@ -120,6 +129,7 @@ __all__ = [
     "ShowRun",
     "ShowStatus",
     "Transport",
+    "ShowTraffic",
     "StreamPrediction",
     "UpdateDocuments",
     "all_commands",

@@ -33,11 +33,16 @@ class PredictImputation(OnImputation):
     inputs: Annotated[list[Any], Field(max_length=10_000)]
 
 
-class OnPredictor(OnCollection):
-    """A command about what predicts: a model or an imputation; its live version if none is told."""
+class OnEither(OnCollection):
+    """A command about what predicts: a model or an imputation."""
 
     kind: Literal["model", "imputation"]
     name: Name
+
+
+class OnPredictor(OnEither):
+    """A command to what predicts; to its live version if none is told."""
+
     version: Version | None = None
 
 
@@ -93,3 +98,35 @@ class ExplainPrediction(OnPredictor):
 
     route = Route("POST", f"{_PREDICT}/explain")
     input: Any
+
+
+# Versions on trial -----------------------------------------------------------------------------
+
+
+class Canary(Command):
+    """A version that answers a share of the requests."""
+
+    version: Version
+    share: Annotated[float, Field(gt=0, le=1)]
+
+
+class Shadow(Command):
+    """A version that is asked too, for a share of the requests; its answers are only compared."""
+
+    version: Version
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-6
+
+
+class SetTraffic(OnEither):
+    """Give other versions a share of what servers are asked; with neither, none any more."""
+
+    route = Route("PUT", f"{COLLECTION}/{{kinds}}/{{name}}/traffic", role="trainer")
+    canary: Canary | None = None
+    shadow: Shadow | None = None
+
+
+class ShowTraffic(OnEither):
+    """Which versions answer what servers are asked, and how they have done so far."""
+
+    route = Route("GET", f"{COLLECTION}/{{kinds}}/{{name}}/traffic")

@@ -7,6 +7,7 @@ from superduper.errors import InUse
 from superduper.fields.sealing import Sealed
 from superduper.handlers.context import Context
 from superduper.handlers.imputations import KIND_PINS
+from superduper.handlers.traffic import check_unused
 from superduper.imputations.hosting import try_out
 from superduper.store.registry import Component
 
@@ -59,6 +60,8 @@ def delete(context: Context, command: commands.DeleteComponent) -> dict[str, Any
                 f"{command.kind} {command.name!r} is used by imputation {record.name!r}: "
                 "delete that first"
             )
+    if command.kind == "model":
+        check_unused(context, command)
     context.registry.delete(command.collection, command.kind, command.name, command.version)
     return {"deleted": command.name}
 

@@ -9,11 +9,13 @@ from superduper.imputations.hosting import open_hosts
 from superduper.imputations.imputation import Imputations
 from superduper.jobs.queue import Queue
 from superduper.serving.hosts import Hosts
+from superduper.serving.trials import Tally
 from superduper.store.artifacts import ArtifactStore
 from superduper.store.audit import Audit
 from superduper.store.mongo import server_now_ms
 from superduper.store.registry import Registry
 from superduper.store.signing import Keyring
+from superduper.store.traffic import Traffic
 from superduper.training.runs import Runs
 
 
@@ -29,12 +31,14 @@ class Context:
     runs: Runs
     hosts: Hosts
     audit: Audit
+    traffic: Traffic
+    tally: Tally
 
     @classmethod
     def of(cls, database: Database[Any]) -> "Context":
         """The parts for a database, with the keys of this machine's home."""
         artifacts = ArtifactStore(database, Keyring.open())
-        registry = Registry(database, artifacts)
+        registry, traffic = Registry(database, artifacts), Traffic(database)
         return cls(
             database=database,
             artifacts=artifacts,
@@ -44,6 +48,8 @@ class Context:
             runs=Runs(database),
             hosts=open_hosts(registry),
             audit=Audit(database),
+            traffic=traffic,
+            tally=Tally(traffic),
         )
 
     def now(self) -> int:

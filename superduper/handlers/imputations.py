@@ -20,6 +20,7 @@ from superduper.imputations.revert import redo_version, revert_version
 from superduper.imputations.states import States, preview
 from superduper.jobs.worker import alive_workers
 from superduper.store.registry import Registry, head_id
+from superduper.store.traffic import traffic_id
 
 FIT = "fit"
 # Where a record's pins keep the versions of components that are named more than once or not at all.
@@ -256,6 +257,7 @@ def delete(context: Context, command: commands.DeleteImputation) -> dict[str, An
     if record.fit_job:
         context.queue.cancel(record.fit_job)
     context.imputations.delete(record)
+    context.traffic.delete(traffic_id(record.collection, "imputation", record.name))
     return {"deleted": command.name}
 
 

@@ -5,6 +5,7 @@ from contextlib import closing
 from typing import Any
 
 from superduper import commands, settings
+from superduper.command import build
 from superduper.errors import InvalidInput, NotFound, UserCodeError
 from superduper.handlers.context import Context
 from superduper.handlers.imputations import live_component
@@ -103,6 +104,21 @@ def inputs_of(
         raise InvalidInput("key: an imputation knows which fields it reads")
     record = context.imputations.get(command.collection, command.name)
     return Inputs(record.input_paths, record.hidden_paths)
+
+
+def other_version(
+    context: Context, command: commands.Predict | commands.PredictImputation, version: int
+) -> tuple[Component, int | None]:
+    """The model version behind another version of what is asked, and the version that is told."""
+    kind = "model" if isinstance(command, commands.Predict) else "imputation"
+    asked = build(
+        commands.OnPredictor,
+        collection=command.collection,
+        kind=kind,
+        name=command.name,
+        version=version,
+    )
+    return component_of(context, asked)
 
 
 def predict_documents(context: Context, command: commands.PredictDocuments) -> dict[str, Any]:

@@ -210,6 +210,22 @@ def test_what_fails_on_the_way_says_so_after_what_came_before(docs):
     assert list(docs.model("tell").stream("ab")) == ["a", "b"]
 
 
+def test_a_traffic_policy_is_set_and_shown(docs, stretch):
+    docs.create_model("stretch", lambda n: n)
+    assert stretch.traffic()["live"] == 2 and stretch.traffic()["canary"] is None
+
+    told = stretch.set_traffic(canary={"version": 1, "share": 0.5})
+    assert told["canary"] == {"version": 1, "share": 0.5} and told["shadow"] is None
+    assert told == stretch.traffic()
+    assert set(told["counts"].values()) == {0} and told["set_by"]
+    told = stretch.set_traffic(shadow={"version": 1, "tolerance": 0.1})
+    assert told["canary"] is None
+    assert told["shadow"] == {"version": 1, "share": 1.0, "tolerance": 0.1}
+    with pytest.raises(NotFound, match="no version 9"):
+        stretch.set_traffic(canary={"version": 9, "share": 0.5})
+    assert stretch.set_traffic()["shadow"] is None
+
+
 @pytest.mark.usefixtures("worker")
 def test_many_predictions_are_fetched_later(docs, stretch):
     job = stretch.predict_later([float(n) for n in range(-1, 600)])
