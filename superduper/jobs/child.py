@@ -28,6 +28,7 @@ from superduper.jobs.channel import (
     Message,
     encode,
 )
+from superduper.jobs.descendants import count_descendants
 from superduper.jobs.fork_server import UNKNOWN_EXIT
 from superduper.jobs.launching import Launch
 from superduper.jobs.limits import MIB, Limits
@@ -59,7 +60,7 @@ class Child:
         self.entry = entry
         self.limits = limits or Limits(memory_mb=int(settings.get_number("CHILD_MEMORY_MB")))
         self.name = name or entry
-        self.isolated_network: bool | None = None
+        self.held: dict[str, bool] | None = None
         self._group: ProcessGroup | None = None
         self._channel: Channel | None = None
         self._deadline = math.inf
@@ -105,7 +106,7 @@ class Child:
             # No answer can be larger than the memory that it came from.
             limit = min(MAX_BYTES, self.limits.memory_mb * MIB)
             self._channel = Channel(self._group.socket, max_bytes=limit, wait=self._wait)
-            self.isolated_network = None
+            self.held = None
 
     def stop(self, seconds: float = STOP_SECONDS) -> None:
         """Close the channel, give the process a moment to end by itself, then end it."""
@@ -168,8 +169,8 @@ class Child:
                 case {"event": dict(event)}:
                     if on_event is not None:
                         on_event(event)
-                case {"started": {"isolated_network": bool(isolated)}}:
-                    self.isolated_network = isolated
+                case {"started": dict(held)}:
+                    self.held = held
                 case {"ok": dict()} | {"error": dict()}:
                     return answer
                 case _:
@@ -190,6 +191,11 @@ class Child:
                 )
             if group.wait(events, min(TURN_SECONDS, left)):
                 return
+            if count_descendants(group.pid, self.limits.processes) > self.limits.processes:
+                raise ChildDied(
+                    f"child {self.name!r} started more than {self.limits.processes} processes"
+                    " and was ended"
+                )
             # What it started may hold its end of the socket open after its own death.
             if group.exited() and not group.wait(events, 0):
                 raise ChannelClosed("it ended")

@@ -19,12 +19,12 @@ def serve_child(entry: str, fd: int, lifeline: int, limits: str) -> None:
     for inherited in (fd, lifeline):
         os.set_inheritable(inherited, False)
     channel = Channel(socket.socket(fileno=fd))
-    isolated = confine(Limits(**json.loads(limits)), lifeline)
+    held = confine(Limits(**json.loads(limits)), lifeline)
     sys.argv = [entry]
     # User code that asks for `__main__` finds an empty module, not this one.
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
-        channel.send({"started": {"isolated_network": isolated}})
+        channel.send({"started": held})
         module, _, function = entry.partition(":")
         getattr(importlib.import_module(module), function)(channel)
     except ChannelClosed:

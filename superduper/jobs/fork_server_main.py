@@ -15,6 +15,8 @@ from typing import Any
 
 from superduper.jobs.child_main import serve_child
 from superduper.jobs.fork_server import LARGEST_MESSAGE, relabel
+from superduper.jobs.kernel import conceal
+from superduper.jobs.namespaces import are_permitted
 
 FDS = 3  # socket, lifeline, output
 
@@ -23,6 +25,8 @@ def main() -> None:
     """Serve until the parent is gone."""
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
+    are_permitted()  # asked once, while a fork costs little; forks know the answer
+    conceal()
     while True:
         data, fds, _, _ = socket.recv_fds(control, LARGEST_MESSAGE, FDS)
         if not data:

@@ -1,6 +1,5 @@
-"""What a process that runs user code may use: limits it sets on itself before loading that code."""
+"""What a process that runs user code may use and reach; it confines itself before it loads any."""
 
-import ctypes
 import fcntl
 import os
 import resource
@@ -9,11 +8,28 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from superduper.jobs import cgroups, landlock, namespaces, seccomp
+from superduper.jobs.kernel import (
+    PR_SET_CHILD_SUBREAPER,
+    PR_SET_DUMPABLE,
+    PR_SET_NO_NEW_PRIVS,
+    drop_capabilities,
+    prctl,
+)
+
 MIB = 1 << 20
-CLONE_NEWNET = 0x40000000
-PR_SET_NO_NEW_PRIVS = 38
 F_SETSIG = 10
 OOM_SCORE = 800
+
+#: What may hold a child, and what it says when it does.
+BOUNDARIES = {
+    "network": "no network",
+    "tcp": "no TCP",
+    "files": "no changes outside its folders",
+    "others": "no signals to others, and no sight of their memory",
+    "calls": "no system calls for spying, mounting or modules",
+    "processes": "no more processes than it may have, by the kernel",
+}
 
 
 @dataclass(frozen=True)
@@ -21,22 +37,24 @@ class Limits:
     """Limits of one child process.
 
     Memory is counted as private writable memory (RLIMIT_DATA): CUDA and torch reserve far more
-    address space than they use, so that a limit on it would stop them at once. The number of
-    processes is not limited: the system counts it per user, our own processes included; what a
-    child leaves running is killed with it instead.
+    address space than they use, so that a limit on it would stop them at once. `processes` counts
+    what the child starts, its threads included where the kernel counts for us; `writable` are the
+    folders beside its own in which it may change files.
     """
 
     memory_mb: int = 8192
     cpu_seconds: int | None = None
     file_mb: int = 4096
     open_files: int = 1024
+    processes: int = 512
     network: bool = False
+    writable: tuple[str, ...] = ()
 
 
-def confine(limits: Limits, lifeline: int) -> bool:
-    """Apply the limits to this process; return whether it is cut off from the network.
+def confine(limits: Limits, lifeline: int) -> dict[str, bool]:
+    """Apply the limits to this process; return which of BOUNDARIES hold it.
 
-    Cutting off takes a privilege (CAP_SYS_ADMIN); without it the process goes on with the network.
+    Each holds where the system has it and permits it; without, the process goes on.
     """
     os.umask(0o077)
     _limit(resource.RLIMIT_CORE, 0)
@@ -46,15 +64,28 @@ def confine(limits: Limits, lifeline: int) -> bool:
     if limits.cpu_seconds is not None:
         _limit(resource.RLIMIT_CPU, limits.cpu_seconds, spare=1)
     if sys.platform != "linux":
-        return False
+        return dict.fromkeys(BOUNDARIES, False)
+    prctl(PR_SET_DUMPABLE, 1)  # the fork server's is 0, and its parent must find what is started
+    prctl(PR_SET_CHILD_SUBREAPER, 1)  # so that all it starts stays below it and can be counted
     _die_with_parent(lifeline)
     # If the machine runs out of memory, this process goes, not the database or the worker.
     Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
-    libc = ctypes.CDLL(None, use_errno=True)
-    isolated = not limits.network and libc.unshare(CLONE_NEWNET) == 0
-    if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS) failed")
-    return isolated
+    cut_off, counted = namespaces.enter(network=limits.network)
+    if counted:
+        _limit(resource.RLIMIT_NPROC, limits.processes)
+    else:
+        counted = cgroups.enter(limits.processes)
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    drop_capabilities()  # a privileged user could raise the limits again
+    held = landlock.restrict((os.getcwd(), *limits.writable), network=limits.network)
+    return {
+        "network": cut_off,
+        "tcp": cut_off or held.tcp,
+        "files": held.files,
+        "others": held.others,
+        "calls": seccomp.refuse_calls(),
+        "processes": counted,
+    }
 
 
 def _limit(kind: int, value: int, spare: int = 0) -> None:

@@ -1,0 +1,160 @@
+"""What user code in a child cannot reach: files, processes, the network, sharp tools."""
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from superduper.errors import ChildDied, TimedOut, UserCodeError
+from superduper.jobs import landlock, launching, seccomp
+from superduper.jobs.child import Child
+from superduper.jobs.descendants import count_descendants
+from superduper.jobs.kernel import MACHINE
+from superduper.jobs.limits import BOUNDARIES, Limits
+
+ENTRY = "tests.jobs.escapes:main"
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="these boundaries are Linux's")
+with_landlock = pytest.mark.skipif(
+    landlock.version() < landlock.SCOPES_SINCE, reason="needs Landlock 6 (Linux 6.12)"
+)
+
+
+@pytest.fixture(params=["forked", "executed"])
+def child(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Child]:
+    monkeypatch.setattr(launching, "FORKS", request.param == "forked")
+    limits = Limits(memory_mb=512, processes=40)
+    with Child(ENTRY, limits=limits, name="prisoner") as child:
+        yield child
+
+
+def held(child: Child) -> dict[str, bool]:
+    """Which boundaries the child says it has."""
+    child.request({"op": "folder"}, timeout=30)
+    assert child.held is not None and child.held.keys() == BOUNDARIES.keys()
+    return child.held
+
+
+def refused(child: Child, op: str, **message: Any) -> str | None:
+    answer: str | None = child.request({"op": op, **message}, timeout=30)["refused"]
+    return answer
+
+
+@with_landlock
+def test_files_can_be_changed_in_its_own_folders_only(child: Child, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("precious")
+    for op in ("write", "remove", "move"):
+        assert refused(child, op, path=str(mine)) in ("EACCES", "EXDEV"), op
+        assert refused(child, op, path=str(tmp_path / "new")) is not None, op
+    assert mine.read_text() == "precious" and os.listdir(tmp_path) == ["mine"]
+    assert refused(child, "write", path="inside") is None
+    assert refused(child, "write", path="/dev/null") is None
+    assert refused(child, "write", path="/dev/forged") == "EACCES"
+    assert held(child)["files"]
+
+
+@with_landlock
+def test_more_folders_can_be_granted(tmp_path: Path) -> None:
+    granted = tmp_path / "granted"
+    granted.mkdir()
+    limits = Limits(writable=(str(granted), str(tmp_path / "absent")))
+    with Child(ENTRY, limits=limits) as child:
+        assert refused(child, "write", path=str(granted / "new")) is None
+        assert refused(child, "write", path=str(tmp_path / "new")) == "EACCES"
+
+
+@with_landlock
+def test_others_are_neither_signalled_nor_read(child: Child) -> None:
+    me = os.getpid()
+    for number in (0, signal.SIGTERM, signal.SIGKILL):
+        assert refused(child, "kill", pid=me, signal=number) == "EPERM"
+    with Child(ENTRY) as sibling:
+        sibling.request({"op": "privileges"})
+        assert refused(child, "kill", pid=sibling.pid, signal=9) == "EPERM"
+        assert refused(child, "read", path=f"/proc/{sibling.pid}/environ") == "EACCES"
+    for secret in ("environ", "mem", "auxv"):
+        assert refused(child, "read", path=f"/proc/{me}/{secret}") in ("EACCES", "EPERM"), secret
+
+
+@pytest.mark.parametrize("network", [False, True])
+def test_the_network_is_cut_off_where_that_is_possible(child: Child, network: bool) -> None:
+    child.stop()
+    with (
+        Child(child.entry, limits=Limits(network=network)) as asked,
+        socket.create_server(("127.0.0.1", 0)) as server,
+    ):
+        port = server.getsockname()[1]
+        tcp, udp = (refused(asked, "connect", port=port, udp=udp) for udp in (False, True))
+    found = asked.held or {}
+    assert found["network"] == (udp == "ENETUNREACH")
+    assert found["tcp"] == (tcp in ("ENETUNREACH", "EACCES"))
+    assert not (network and found["tcp"])
+
+
+@pytest.mark.skipif(MACHINE not in seccomp.MACHINES, reason="its calls are not known")
+def test_calls_that_it_has_no_need_of_are_refused(child: Child) -> None:
+    column = seccomp.MACHINES[MACHINE][0]
+    for name, numbers in seccomp.REFUSED.items():
+        if (number := numbers[column]) is not None:
+            assert refused(child, "call", number=number) == "EPERM", name
+    assert refused(child, "new_users") == "EPERM"
+    assert refused(child, "call", number=435) == "ENOSYS", "clone3"
+    if MACHINE == "x86_64":
+        assert refused(child, "call", number=seccomp.X32_CALLS + 1) == "ENOSYS"
+    assert held(child)["calls"]
+
+
+def test_no_privilege_is_left_and_no_limit_can_be_raised(child: Child) -> None:
+    assert child.request({"op": "privileges"}) == {
+        **dict.fromkeys(("CapEff", "CapPrm"), "0" * 16),
+        "NoNewPrivs": "1",
+        "Seccomp": "2" if MACHINE in seccomp.MACHINES else "0",
+    }
+    assert refused(child, "raise_limit") == "EPERM"
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["in its group", "each by itself"])
+def test_a_fork_bomb_is_put_out(child: Child, alone: bool) -> None:
+    before = time.monotonic()
+    folder = child.request({"op": "folder"})["folder"]
+    if held(child)["processes"]:  # the kernel lets it grow no further; it is ended with the rest
+        with pytest.raises(TimedOut):
+            child.request({"op": "bomb", "alone": alone}, timeout=1)
+    else:
+        with pytest.raises(ChildDied, match="started more than 40 processes"):
+            child.request({"op": "bomb", "alone": alone}, timeout=30)
+    assert time.monotonic() - before < 15
+    assert not left_over(folder)
+    child.start()
+    assert refused(child, "write", path="inside") is None
+
+
+def left_over(folder: str) -> list[str]:
+    """The processes that still name the folder of a child in their environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if folder.encode() in (process / "environ").read_bytes():
+                found.append(process.name)
+        except OSError:  # it has ended
+            continue
+    return found
+
+
+def test_too_many_processes_are_refused_or_end_it(child: Child) -> None:
+    told = "BlockingIOError" if held(child)["processes"] else "started more than 40 processes"
+    with pytest.raises((ChildDied, UserCodeError), match=told):
+        child.request({"op": "multiply", "n": 60, "seconds": 5.0}, timeout=30)
+
+
+def test_some_processes_are_nothing_to_object_to(child: Child) -> None:
+    assert child.request({"op": "multiply", "n": 30, "seconds": 0.5}) == {"started": 30}
+    assert count_descendants(child.pid or 0, 100) == 30
+    assert count_descendants(child.pid or 0, 10) > 10
