@@ -40,6 +40,11 @@ SETTINGS = (
     ),
     Setting("CHILD_MEMORY_MB", "8192", "MiB of memory for a process that runs user code."),
     Setting(
+        "CHILD_FOLDERS",
+        "",
+        "Folders besides its own where user code may change files, with colons between them.",
+    ),
+    Setting(
         "MODELS_MEMORY_MB",
         "16384",
         "MiB for the models that a process keeps loaded; the least recently used go first.",

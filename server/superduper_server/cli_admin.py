@@ -149,6 +149,7 @@ def doctor(as_json: bool) -> None:
         "packages": [{"package": name, "version": _version(name)} for name in PACKAGES],
         "servers": _servers(),
         "home": _home(),
+        "user code": _boundaries(),
         "settings": _settings(),
         "database": _database(),
     }
@@ -208,6 +209,21 @@ def _keys(folder: Path) -> str:
         f"{id} ({key['purpose']})" for id, key in trusted.items() if (folder / f"{id}.key").exists()
     ]
     return f"keys: {len(trusted)} trusted, signing with {', '.join(signing) or 'none'}"
+
+
+def _boundaries() -> str:
+    """What the system keeps user code from, and what it does not."""
+    try:
+        from superduper.jobs.boundaries import boundaries
+
+        found = boundaries()
+    except (SuperduperError, ImportError) as error:
+        return f"cannot be tried out: {error}"
+    held = [text for text, holds in found.items() if holds]
+    missing = [text for text, holds in found.items() if not holds]
+    return (
+        f"held to: {', '.join(held) or 'nothing'}; not held to: {', '.join(missing) or 'nothing'}"
+    )
 
 
 def _settings() -> list[dict[str, Any]]:

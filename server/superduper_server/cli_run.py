@@ -117,9 +117,11 @@ def serve(uri: str, database: str | None, as_json: bool, **listening: Any) -> No
 def _serve(
     address: str, database: str, *, as_json: bool, told: dict[str, str], **listening: Any
 ) -> None:
+    from superduper.jobs.kernel import conceal
     from superduper.store.mongo import connect_mongo, require_replica_set
     from superduper_server.serve import make_server
 
+    conceal()
     with connect_mongo(address) as client:
         require_replica_set(client)
         server = make_server(client[database], tls=_tls_of(listening), **listening)

@@ -160,9 +160,9 @@ class _Fit:
         self.job = job
         self.work = work
         self.record = record
-        memory = int(settings.get_number("CHILD_MEMORY_MB"))
-        limits = Limits(memory_mb=memory, file_mb=FILE_MB)
-        self.child = Child(ENTRY, limits=limits, name=f"fit {record.id}")
+        self.child = Child(
+            ENTRY, limits=Limits.of_settings(file_mb=FILE_MB), name=f"fit {record.id}"
+        )
         self.components = FitComponents(work.registry, record)
         self.rows: list[dict[str, Any]] = []
         self.steps: list[dict[str, Any]] = []
@@ -181,9 +181,11 @@ class _Fit:
         try:
             _check(self.record)
             cache = RecordCache.open()
-            self.child.start(PRELOAD)
-            with self.child, cache.workplace() as folder:
-                return self._run(folder, cache)
+            with cache.workplace() as folder:
+                self.child.grant(folder)
+                self.child.start(PRELOAD)
+                with self.child:
+                    return self._run(folder, cache)
         except BaseException as error:
             self._failed(error)
             raise

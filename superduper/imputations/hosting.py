@@ -2,10 +2,8 @@
 
 from typing import Any
 
-from superduper import settings
 from superduper.jobs.channel import Channel, serve
 from superduper.jobs.child import Child
-from superduper.jobs.limits import Limits
 from superduper.serving import host
 from superduper.serving.hosts import Hosts, Payloads
 
@@ -21,8 +19,7 @@ def main(channel: Channel) -> None:
 
 def launch(name: str) -> Child:
     """A child, not started yet, that can hold a component."""
-    memory_mb = int(settings.get_number("CHILD_MEMORY_MB"))
-    return Child(ENTRY, limits=Limits(memory_mb=memory_mb), name=name)
+    return Child(ENTRY, name=name)
 
 
 def open_hosts(registry: Payloads, *, max_hosts: int = 8) -> Hosts:

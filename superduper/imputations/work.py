@@ -24,6 +24,7 @@ from superduper.imputations.housekeeping import Housekeeping
 from superduper.imputations.imputation import Imputations
 from superduper.imputations.predict_job import PREDICT, PredictContext, predict_later
 from superduper.imputations.watch import WatchService
+from superduper.jobs.kernel import conceal
 from superduper.jobs.worker import Worker
 from superduper.store.artifacts import ArtifactStore
 from superduper.store.logs import log_to_stderr
@@ -107,6 +108,7 @@ def work(address: str, databases: Sequence[str] = ()) -> None:
 
     Raises NotReady if the address does not answer or is not a replica set.
     """
+    conceal()
     with contextlib.closing(connect_mongo(address)) as client:
         require_replica_set(client)
         workers = Workers(client, databases)

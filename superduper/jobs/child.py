@@ -1,13 +1,16 @@
 """The parent's side of a child process that runs user code: ask it, and survive what it does."""
 
+import logging
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import Any, cast
 
-from superduper import settings
 from superduper.errors import (
     ArtifactRejected,
     ChildDied,
@@ -31,9 +34,11 @@ from superduper.jobs.channel import (
 from superduper.jobs.descendants import count_descendants
 from superduper.jobs.fork_server import UNKNOWN_EXIT
 from superduper.jobs.launching import Launch
-from superduper.jobs.limits import MIB, Limits
+from superduper.jobs.limits import BOUNDARIES, MIB, Limits
 from superduper.jobs.process import ProcessGroup
 from superduper.jobs.queue import Cancelled
+
+logger = logging.getLogger(__name__)
 
 TURN_SECONDS = 0.2
 STOP_SECONDS = 2.0
@@ -58,7 +63,7 @@ class Child:
         self, entry: str, *, limits: Limits | None = None, name: str | None = None
     ) -> None:
         self.entry = entry
-        self.limits = limits or Limits(memory_mb=int(settings.get_number("CHILD_MEMORY_MB")))
+        self.limits = limits or Limits.of_settings()
         self.name = name or entry
         self.held: dict[str, bool] | None = None
         self._group: ProcessGroup | None = None
@@ -86,6 +91,10 @@ class Child:
         """The number of the process, None when there is none."""
         group = self._group
         return group.pid if group is not None else None
+
+    def grant(self, folder: Path) -> None:
+        """Let it change files in this folder too; to be called before it is started."""
+        self.limits = replace(self.limits, writable=(*self.limits.writable, str(folder)))
 
     # Life ------------------------------------------------------------------------------------
 
@@ -171,6 +180,7 @@ class Child:
                         on_event(event)
                 case {"started": dict(held)}:
                     self.held = held
+                    _warn_once(tuple(text for name, text in BOUNDARIES.items() if not held[name]))
                 case {"ok": dict()} | {"error": dict()}:
                     return answer
                 case _:
@@ -228,6 +238,15 @@ class Child:
             return error_of(code, text)
         message = f"{self.name}: {kind}: {text}{_quote(output)}"
         return ChildError(message, type=kind, text=text, traceback=trace)
+
+
+@cache
+def _warn_once(missing: tuple[str, ...]) -> None:
+    if missing:
+        logger.warning(
+            "user code is not held by the system to: %s (superduper doctor tells more)",
+            ", ".join(missing),
+        )
 
 
 def _signal_name(code: int) -> str:

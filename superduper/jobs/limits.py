@@ -7,8 +7,10 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
-from superduper.jobs import cgroups, landlock, namespaces, seccomp
+from superduper import settings
+from superduper.jobs import landlock, namespaces, seccomp
 from superduper.jobs.kernel import (
     PR_SET_CHILD_SUBREAPER,
     PR_SET_DUMPABLE,
@@ -21,14 +23,14 @@ MIB = 1 << 20
 F_SETSIG = 10
 OOM_SCORE = 800
 
-#: What may hold a child, and what it says when it does.
+#: What the system holds a child by where it can; beyond it there is what the parent does.
 BOUNDARIES = {
     "network": "no network",
     "tcp": "no TCP",
-    "files": "no changes outside its folders",
-    "others": "no signals to others, and no sight of their memory",
-    "calls": "no system calls for spying, mounting or modules",
-    "processes": "no more processes than it may have, by the kernel",
+    "files": "files changed in its own folders only",
+    "others": "no signals to others, no sight of their memory",
+    "calls": "no system calls to spy, mount or leave its group",
+    "processes": "processes limited by the kernel",
 }
 
 
@@ -37,8 +39,9 @@ class Limits:
     """Limits of one child process.
 
     Memory is counted as private writable memory (RLIMIT_DATA): CUDA and torch reserve far more
-    address space than they use, so that a limit on it would stop them at once. `processes` counts
-    what the child starts, its threads included where the kernel counts for us; `writable` are the
+    address space than they use, so that a limit on it would stop them at once. Of `processes`
+    the kernel lets a child start no more where it counts them (threads as well); elsewhere the
+    parent counts a few times a second, and ends a child that has more. `writable` are the
     folders beside its own in which it may change files.
     """
 
@@ -49,6 +52,12 @@ class Limits:
     processes: int = 512
     network: bool = False
     writable: tuple[str, ...] = ()
+
+    @classmethod
+    def of_settings(cls, **more: Any) -> Self:
+        """The limits that the settings ask for, and more."""
+        folders = tuple(filter(None, settings.get("CHILD_FOLDERS").split(os.pathsep)))
+        return cls(memory_mb=int(settings.get_number("CHILD_MEMORY_MB")), writable=folders, **more)
 
 
 def confine(limits: Limits, lifeline: int) -> dict[str, bool]:
@@ -73,8 +82,6 @@ def confine(limits: Limits, lifeline: int) -> dict[str, bool]:
     cut_off, counted = namespaces.enter(network=limits.network)
     if counted:
         _limit(resource.RLIMIT_NPROC, limits.processes)
-    else:
-        counted = cgroups.enter(limits.processes)
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     drop_capabilities()  # a privileged user could raise the limits again
     held = landlock.restrict((os.getcwd(), *limits.writable), network=limits.network)

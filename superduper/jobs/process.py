@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from superduper.jobs import cgroups
-
 logger = logging.getLogger(__name__)
 
 PREFIX = "superduper-child-"
@@ -198,7 +196,6 @@ class ProcessGroup:
             self._process.wait()
             _kill_marked(str(self.folder))
             self.returncode = self._process.reap()
-        cgroups.remove(self.pid)
         for _ in range(LAST_READS):
             if not self._drain():
                 break
@@ -274,7 +271,6 @@ def _sweep_orphans() -> None:
     """
     if not _swept.acquire(blocking=False):
         return
-    cgroups.remove_empty()
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         try:
             found = folder.lstat()

@@ -1,7 +1,8 @@
 """System calls that a process with user code has no need of, refused by the kernel (seccomp).
 
-They are the ones by which processes are spied on, and by which most holes in the kernel were used.
-A list of what is allowed would be stricter, and would break with each new version of torch or CUDA.
+They are the ones by which processes are spied on, by which a process leaves its group (whatever a
+child starts is killed with it, at one blow), and by which most holes in the kernel were used. A
+list of what is allowed would be stricter, and would break with each new version of torch or CUDA.
 """
 
 import ctypes
@@ -12,6 +13,8 @@ from superduper.jobs.kernel import MACHINE, PR_SET_SECCOMP, prctl
 
 # Names, and numbers on x86-64 and on 64-bit ARM; None where there is no such call.
 REFUSED: dict[str, tuple[int | None, int | None]] = {
+    "setsid": (112, 157),
+    "setpgid": (109, 154),
     "ptrace": (101, 117),
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),

@@ -6,9 +6,11 @@ as BSON, into one file beside them. Memory does not grow with the records, but f
 Sealed records can be saved, which writes an index with the hash of each file, and opened again.
 """
 
+import warnings
 from array import array
 from collections.abc import Iterator, Mapping
 from hashlib import file_digest, sha256
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -77,12 +79,16 @@ class Column:
         count = self.n
         for size in self.shape:
             count *= size
-        flat = (
-            torch.from_file(str(self.path), shared=True, size=count, dtype=self.dtype)
-            if count
-            else torch.empty(0, dtype=self.dtype)
-        )
+        flat = self._mapped(count) if count else torch.empty(0, dtype=self.dtype)
         self._data = flat.view(self.n, *self.shape)
+
+    def _mapped(self, count: int) -> torch.Tensor:
+        """The file as a tensor that is only read: kept records belong to later fits as well."""
+        with self.path.open("rb") as file:
+            mapped = mmap(file.fileno(), 0, access=ACCESS_READ)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it cannot be written to; `gather` copies
+            return torch.frombuffer(mapped, dtype=self.dtype, count=count)
 
     def gather(self, index: torch.Tensor, pinned: bool) -> torch.Tensor:
         """The tensors of several records, stacked."""

@@ -120,17 +120,16 @@ def test_no_privilege_is_left_and_no_limit_can_be_raised(child: Child) -> None:
     assert refused(child, "raise_limit") == "EPERM"
 
 
-@pytest.mark.parametrize("alone", [False, True], ids=["in its group", "each by itself"])
-def test_a_fork_bomb_is_put_out(child: Child, alone: bool) -> None:
+def test_a_fork_bomb_is_put_out(child: Child) -> None:
     before = time.monotonic()
     folder = child.request({"op": "folder"})["folder"]
     if held(child)["processes"]:  # the kernel lets it grow no further; it is ended with the rest
         with pytest.raises(TimedOut):
-            child.request({"op": "bomb", "alone": alone}, timeout=1)
+            child.request({"op": "bomb"}, timeout=1)
     else:
         with pytest.raises(ChildDied, match="started more than 40 processes"):
-            child.request({"op": "bomb", "alone": alone}, timeout=30)
-    assert time.monotonic() - before < 15
+            child.request({"op": "bomb"}, timeout=30)
+    assert time.monotonic() - before < 10
     assert not left_over(folder)
     child.start()
     assert refused(child, "write", path="inside") is None
