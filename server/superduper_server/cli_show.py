@@ -19,7 +19,7 @@ from superduper_server.cli_options import (
 )
 
 WORKER_COLUMNS = ("host", "pid", "state", "started_at", "seen_at")
-STATUS_COLUMNS = ("collection", "name", "status", "active", "left", "rate", "eta_seconds")
+STATUS_COLUMNS = ("collection", "name", "status", "active", "left", "eta_seconds", "trouble")
 IMPUTATION_COLUMNS = ("name", "status", "model_key", "target_key", "model", "active")
 FAILURE_COLUMNS = ("document", "state", "attempts", "error")
 CORRECTION_COLUMNS = ("document", "field", "how", "version", "at")

@@ -176,7 +176,7 @@ def scan_shown(context: Context, record: ImputationRecord) -> dict[str, Any]:
     return {**kept, **asdict(progress), "eta_seconds": progress.eta_seconds}
 
 
-_OF_SCAN = ("state", "version", "asked_at", "refill", "ranges")
+_OF_SCAN = ("state", "version", "asked_at", "refill", "ranges", "trouble")
 
 
 def show(context: Context, command: commands.ShowImputation) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def highscores(context: Context, command: commands.Highscores) -> list[dict[str,
 def _rest_of(context: Context, record: ImputationRecord) -> dict[str, Any]:
     """How much of a scan is left, and for how many seconds."""
     scan = scan_shown(context, record) if record.status == "filling" else {}
-    return {name: scan.get(name) for name in ("left", "rate", "eta_seconds")}
+    return {name: scan.get(name) for name in ("left", "rate", "eta_seconds", "trouble")}
 
 
 def status(context: Context, command: commands.ShowStatus) -> dict[str, Any]:

@@ -39,6 +39,7 @@ PUT_OFF_SECONDS = 10.0
 FIRST_PAUSE_SECONDS = 2.0
 MOST_PAUSE_SECONDS = 60.0
 CLOCK_SECONDS = 60.0
+TROUBLE = 500
 
 
 class Hosts(Predictor, Protocol):
@@ -231,7 +232,7 @@ class Crew:
         logger.warning("imputation %s cannot be filled just now: %s", record.id, error)
         self.counters.add("fell_behind")
         # First the scan that will see what the stream passes over, then the passing over.
-        self.imputations.request_scan(record.collection, record.name)
+        self.imputations.request_scan(record.collection, record.name, trouble=str(error)[:TROUBLE])
         with self._lock:
             before = self._behind.get(record.id)
             pause = min(before.pause * 2, MOST_PAUSE_SECONDS) if before else FIRST_PAUSE_SECONDS

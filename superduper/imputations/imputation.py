@@ -316,11 +316,17 @@ class Imputations:
         return result.matched_count == 1
 
     def request_scan(
-        self, collection: str, name: str | None = None, *, fence: int | None = None
+        self,
+        collection: str,
+        name: str | None = None,
+        *,
+        fence: int | None = None,
+        trouble: str | None = None,
     ) -> None:
         """Ask every live imputation of a collection for a scan (the stream's history is lost).
 
-        With the `fence` of the leader that asks, no leader before it may begin one.
+        With the `fence` of the leader that asks, no leader before it may begin one. `trouble` is
+        why the imputation could not be filled; it is shown until a scan has gone through.
         """
         filter: dict[str, Any] = {"collection": collection, "active": {"$ne": None}}
         if name is not None:
@@ -331,7 +337,11 @@ class Imputations:
         for document in self.documents.find(filter, {"active": 1, "scan.refill": 1}):
             self.documents.update_one(
                 {"_id": document["_id"], "active": document["active"]},
-                {"$set": {"scan": _pending(document["active"], now, _refill_of(document))}},
+                {
+                    "$set": {
+                        "scan": _pending(document["active"], now, _refill_of(document), trouble)
+                    }
+                },
             )
 
 
@@ -340,9 +350,13 @@ def _refill_of(document: Mapping[str, Any]) -> int | None:
     return refill
 
 
-def _pending(version: int, now: int, refill: int | None = None) -> dict[str, Any]:
-    scan = {"state": "pending", "version": version, "asked_at": now, "seen": 0, "filled": 0}
-    return scan if refill is None else {**scan, "refill": refill}
+def _pending(
+    version: int, now: int, refill: int | None = None, trouble: str | None = None
+) -> dict[str, Any]:
+    scan: dict[str, Any] = {"state": "pending", "version": version, "asked_at": now}
+    scan |= {"seen": 0, "filled": 0}
+    optional = {"refill": refill, "trouble": trouble}
+    return scan | {name: value for name, value in optional.items() if value is not None}
 
 
 def record_of(

@@ -173,7 +173,7 @@ class Scan:
         self.filler.layers.forget_deleted(self.filler.collection)
         progress = Ranges(self.imputations, self.record).progress()
         return self.imputations.set_scan(
-            self.record, state="done", seen=progress.seen, filled=progress.filled
+            self.record, state="done", seen=progress.seen, filled=progress.filled, trouble=None
         )
 
 

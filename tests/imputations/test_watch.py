@@ -14,6 +14,7 @@ from interrupted import wire_to
 from pymongo.database import Database
 from watching import Watching
 
+from superduper.imputations.readiness import troubles
 from superduper.store.mongo import connect_mongo
 from tests.waiting import until
 
@@ -51,6 +52,23 @@ def test_what_is_there_and_what_comes_is_filled(watching: Watching) -> None:
         until(lambda: watching.document("new").get("y") == 42)
     assert watching.document(3)["y"] == 6
     assert watching.imputations.get("docs", "imputation").scan["filled"] == 5
+
+
+def test_what_cannot_be_filled_says_why(watching: Watching) -> None:
+    watching.docs.insert_one({"_id": 1, "x": 1})
+    watching.live(str)
+    with watching.running():
+        scan = until(lambda: trouble_of(watching), 60, "the trouble")
+        assert "register an instance" in scan
+        assert troubles(watching.database) == [], "a model that does not load is no server's fault"
+        watching.promote("imputation", watching.register(double, "imputation_model"), 2)
+        until(lambda: watching.document(1).get("y") == 2)
+        until(lambda: watching.status() == "watching")
+    assert trouble_of(watching) is None
+
+
+def trouble_of(watching: Watching) -> Any:
+    return watching.imputations.get("docs", "imputation").scan.get("trouble")
 
 
 def test_every_change_that_makes_work_is_noticed(watching: Watching) -> None:
