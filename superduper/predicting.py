@@ -1,7 +1,7 @@
 """What can be asked of whatever predicts: handles on a model and on an imputation have it."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, ClassVar, TypeVar
 
@@ -40,7 +40,7 @@ class Predicting:
 
     def predict(self, value: Any) -> Any:
         """The live version's output for a value, or for each of a list of values."""
-        return predict_with(lambda inputs: self._predict(inputs, None), value)
+        return outputs_of(self._predict(inputs_of(value), None), value)
 
     def predict_documents(
         self,
@@ -149,7 +149,7 @@ class Model(Predicting):
 
     def predict(self, value: Any, version: int | None = None) -> Any:
         """A version's output for a value, or for each of a list of values; else the live one's."""
-        return predict_with(lambda inputs: self._predict(inputs, version), value)
+        return outputs_of(self._predict(inputs_of(value), version), value)
 
     def __repr__(self) -> str:
         return f"<Model {self.name!r} of {self.collection!r}>"
@@ -213,16 +213,19 @@ def decoded(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**row, "value": decode(row["value"])} if "value" in row else dict(row)
 
 
-def predict_with(send: Callable[[list[Any]], Mapping[str, Any]], value: Any) -> Any:
-    """Outputs for a list of values, or one output for a single value.
+def inputs_of(value: Any) -> list[Any]:
+    """What is sent to have a value predicted, or each of a list of values."""
+    return [encode(each) for each in (value if isinstance(value, list) else [value])]
+
+
+def outputs_of(told: Mapping[str, Any], value: Any) -> Any:
+    """The outputs in an answer: a list for a list of values, else the one output.
 
     Raises UserCodeError with the first error if the model failed on any of them.
     """
-    many = isinstance(value, list)
-    answer = send([encode(each) for each in (value if many else [value])])
-    errors = answer.get("errors") or {}
+    errors = told.get("errors") or {}
     if errors:
         index, error = next(iter(errors.items()))
         raise UserCodeError(f"input {index}: {error}")
-    outputs = [decode(output) for output in answer["outputs"]]
-    return outputs if many else outputs[0]
+    outputs = [decode(output) for output in told["outputs"]]
+    return outputs if isinstance(value, list) else outputs[0]

@@ -1,5 +1,6 @@
 """The same facade over HTTP, without torch."""
 
+from superduper_client.aio import AsyncClient, aconnect
 from superduper_client.client import Client, connect
 
-__all__ = ["Client", "connect"]
+__all__ = ["AsyncClient", "Client", "aconnect", "connect"]

@@ -33,11 +33,7 @@ class Client:
         """
         if self._served is None:
             self._served = str(self._transport.send(build(ShowStatus))["database"])
-        if name != self._served:
-            raise NotFound(
-                f"the server at {self.url} serves the database {self._served!r}, not {name!r}: use "
-                f"client[{self._served!r}], or a server started with --database {name}"
-            )
+        check_served(self.url, self._served, name)
 
     def close(self) -> None:
         """Close the connections to the server."""
@@ -51,6 +47,18 @@ class Client:
 
     def __repr__(self) -> str:
         return f"<Client {self.url}>"
+
+
+def check_served(url: str, served: str, name: str) -> None:
+    """Refuse a database that a server does not serve.
+
+    Raises NotFound, with the name of the one that it serves.
+    """
+    if name != served:
+        raise NotFound(
+            f"the server at {url} serves the database {served!r}, not {name!r}: use "
+            f"client[{served!r}], or a server started with --database {name}"
+        )
 
 
 class _DatabaseTransport:

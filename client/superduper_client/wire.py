@@ -192,21 +192,44 @@ def check_pieces(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     Raises the error that ended it, NotReady if the stream ends without such a row.
     """
     for row in rows:
-        if "error" in row:
-            raise _known_error(row["error"])
-        yield row
+        yield checked_piece(row)
         if "end" in row:
             return
-    raise NotReady("the server's stream of pieces ended too early: ask again")
+    raise ended_early()
+
+
+def ended_early() -> NotReady:
+    """The error for a stream of pieces that breaks off."""
+    return NotReady("the server's stream of pieces ended too early: ask again")
+
+
+def checked_piece(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a prediction's stream.
+
+    Raises the error that it tells of.
+    """
+    if "error" in row:
+        raise _known_error(row["error"])
+    return row
 
 
 def split_rows(chunks: Iterator[bytes]) -> Iterator[dict[str, Any]]:
-    """The BSON documents that follow each other in a stream.
-
-    Raises NotReady if the stream ends inside a document.
-    """
-    buffer = bytearray()
+    """The BSON documents that follow each other in a stream; see `Rows`."""
+    rows = Rows()
     for chunk in chunks:
+        yield from rows.of(chunk)
+    rows.check_end()
+
+
+class Rows:
+    """Cuts a stream into the BSON documents that follow each other in it."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def of(self, chunk: bytes) -> Iterator[dict[str, Any]]:
+        """The documents that are complete with this chunk."""
+        buffer = self._buffer
         buffer += chunk
         start = 0
         while len(buffer) - start >= 4:
@@ -218,5 +241,8 @@ def split_rows(chunks: Iterator[bytes]) -> Iterator[dict[str, Any]]:
             yield bson.decode(bytes(buffer[start:end]), OPTIONS)
             start = end
         del buffer[:start]
-    if buffer:
-        raise NotReady("the server's stream of documents ended too early: ask again")
+
+    def check_end(self) -> None:
+        """Raise NotReady if the stream ended inside a document."""
+        if self._buffer:
+            raise NotReady("the server's stream of documents ended too early: ask again")
