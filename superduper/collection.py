@@ -96,8 +96,12 @@ class Collection:
         skip: int = 0,
         limit: int = 0,
         sort: Sequence[tuple[str, int]] | str | None = None,
+        fresh: bool = False,
     ) -> Cursor:
-        """The documents that match, read lazily."""
+        """The documents that match, read lazily; with `fresh` without stale values of ours.
+
+        A document that matches, or has its place in the order, by a stale value is left out then.
+        """
         return Cursor(
             self._transport,
             self.name,
@@ -106,6 +110,7 @@ class Collection:
             skip=skip,
             limit=limit,
             sort=sort_keys(sort) if sort else None,
+            fresh=fresh,
         )
 
     def find_one(
@@ -114,8 +119,9 @@ class Collection:
         projection: Mapping[str, Any] | Sequence[str] | None = None,
         skip: int = 0,
         sort: Sequence[tuple[str, int]] | str | None = None,
+        fresh: bool = False,
     ) -> dict[str, Any] | None:
-        """One document that matches (a bare value is an `_id`), or None."""
+        """One document that matches (a bare value is an `_id`), or None; `fresh` as for `find`."""
         found = self._send(
             commands.FindDocuments,
             filter=_encoded(filter),
@@ -123,6 +129,7 @@ class Collection:
             skip=skip,
             limit=1,
             sort=sort_keys(sort) if sort else None,
+            fresh=fresh,
         )["documents"]
         return decode_document(found[0]) if found else None
 

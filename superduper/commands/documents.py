@@ -22,7 +22,10 @@ class InsertDocuments(OnCollection):
 
 
 class FindDocuments(OnCollection):
-    """Documents that match a filter; a limit of 0 (no limit) is for streams only."""
+    """Documents that match a filter; a limit of 0 (no limit) is for streams only.
+
+    With `fresh` values of ours that are stale are left out.
+    """
 
     route = Route("POST", f"{COLLECTION}/documents/query")
     filter: Document = {}
@@ -30,6 +33,7 @@ class FindDocuments(OnCollection):
     sort: list[tuple[str, Literal[1, -1]]] | None = None
     skip: Annotated[int, Field(ge=0)] = 0
     limit: Annotated[int, Field(ge=0)] = 100
+    fresh: bool = False
 
 
 class CountDocuments(OnCollection):

@@ -5,6 +5,7 @@ from typing import Any
 
 from superduper import commands
 from superduper.handlers.context import Context
+from superduper.imputations.fresh import fresh_documents
 
 MAX_TIME_MS = 60_000
 STREAM_BATCH = 500
@@ -35,6 +36,9 @@ def insert(context: Context, command: commands.InsertDocuments) -> dict[str, Any
 
 def stream(context: Context, command: commands.FindDocuments) -> Iterator[dict[str, Any]]:
     """The documents that match, one after the other, in bounded memory."""
+    if command.fresh:
+        yield from fresh_documents(context.database, command, MAX_TIME_MS)
+        return
     cursor = context.database[command.collection].find(
         command.filter,
         command.projection,

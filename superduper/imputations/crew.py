@@ -23,6 +23,7 @@ from superduper.imputations.events import Call, Echoes
 from superduper.imputations.failures import Failures
 from superduper.imputations.fair_lock import FairLock
 from superduper.imputations.fill import is_server_trouble
+from superduper.imputations.graph import Graph
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.isolate import Isolation, Outcome, Patience, Predictor
 from superduper.imputations.process import Counters, Filler
@@ -100,6 +101,8 @@ class Crew:
         self.clock = ServerClock(database)
         self.counters = Counters()
         self.echoes = Echoes()
+        #: All imputations of the collection, also those that do not fill just now.
+        self.graph = Graph(())
         #: Had by a scan while it writes, and by who reads what comes of it: two requests at once
         #: only keep each other up where the store is a single process.
         self.turns = FairLock()
@@ -150,7 +153,7 @@ class Crew:
         turn.write()
 
     def _turn(self, calls: Sequence[Call] = ()) -> Turn:
-        return Turn(self.imputations, self._documents, calls, self._blaming)
+        return Turn(self.imputations, self._documents, calls, self._blaming, self.graph)
 
     def _answer(self, call: Call, turn: Turn) -> None:
         if call.deleted:
@@ -196,7 +199,9 @@ class Crew:
         Raises NotFound if its model is gone.
         """
         key = (record.id, retrying)
-        is_for = (record.created_at, record.active, record.active_component, record.refilled)
+        graph = self.graph
+        live = (record.created_at, record.active, record.active_component, record.refilled)
+        is_for = (live, graph.shape)
         with self._lock:
             kept = self._fillers.get(key)
             if kept is not None and kept[0] == is_for:
@@ -214,6 +219,7 @@ class Crew:
             clock=self.clock,
             counters=self.counters,
             echoes=self.echoes,
+            graph=graph,
         )
         with self._lock:
             self._fillers[key] = (is_for, filler)

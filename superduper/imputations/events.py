@@ -59,15 +59,20 @@ class Call:
         return bool(self.ids or self.deleted)
 
 
-def call_of(record: ImputationRecord, changes: Iterable[Change], echoes: Echoes) -> Call:
-    """What these changes ask of an imputation."""
+def call_of(
+    record: ImputationRecord,
+    changes: Iterable[Change],
+    echoes: Echoes,
+    sources: Sequence[str] = (),
+) -> Call:
+    """What these changes ask of an imputation, whose values come from others in `sources`."""
     ids: dict[bytes, Any] = {}
     touched: dict[bytes, int] = {}
     deleted: list[Any] = []
     for change in changes:
         if change.kind == "delete":
             deleted.append(change.id)
-        elif matters(record, change, echoes):
+        elif matters(record, change, echoes, sources):
             key = key_of(change.id)
             ids[key] = change.id
             if touched_by_person(record, change):
@@ -76,16 +81,22 @@ def call_of(record: ImputationRecord, changes: Iterable[Change], echoes: Echoes)
 
 
 def touched_by_person(record: ImputationRecord, change: Change) -> bool:
-    """Whether a field that we fill was written without its provenance: not by us, then."""
+    """Whether a field that we fill was set without its provenance: not by us, then.
+
+    Who removes a value confirms nothing: what stands there now was filled since.
+    """
     if change.touched is None:
         return False
     return any(
-        _touches(change.touched, path) and not _touches(change.touched, fill_path(path))
+        _touches(change.touched - change.removed, path)
+        and not _touches(change.touched, fill_path(path))
         for path in record.write_paths
     )
 
 
-def matters(record: ImputationRecord, change: Change, echoes: Echoes) -> bool:
+def matters(
+    record: ImputationRecord, change: Change, echoes: Echoes, sources: Sequence[str] = ()
+) -> bool:
     """Whether a document may need something of an imputation after this change."""
     touched = change.touched
     if touched is None:
@@ -98,6 +109,9 @@ def matters(record: ImputationRecord, change: Change, echoes: Echoes) -> bool:
         and _touches(touched, fill_path(path))
         and echoes.heard(path, key)
     }
+    # Whoever waits for a source hears of it by the provenance: its value may be what it was.
+    if any(_touches(touched, fill_path(path)) for path in sources):
+        return True
     return any(_name_matters(record, name, ours) for name in touched)
 
 

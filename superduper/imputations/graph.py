@@ -2,14 +2,15 @@
 
 Nothing is marked when an input changes: a value of ours is stale from that very moment, because its
 provenance holds the hash of the inputs. So is all that was computed from it, however far away.
+Where several values lead to one, it waits until they are computed anew, and then is computed once.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from superduper.fields import paths
+from superduper.imputations.decide import projection_of
 from superduper.imputations.imputation import ImputationRecord
-from superduper.imputations.provenance import BASE, FILL, fill_of, input_hash, input_values, is_ours
+from superduper.imputations.provenance import fill_of, input_hash, input_values, is_ours
 
 
 def inputs_of(record: ImputationRecord, document: Mapping[str, Any]) -> list[Any] | None:
@@ -32,14 +33,22 @@ class Graph:
 
     def __init__(self, records: Iterable[ImputationRecord]) -> None:
         self.records = tuple(records)
+        self._sources: dict[str, tuple[ImputationRecord, ...]] = {}
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """Equal for graphs that answer the same."""
+        return tuple((each.id, each.created_at, each.active is None) for each in self.records)
 
     def sources(self, record: ImputationRecord) -> tuple[ImputationRecord, ...]:
         """The imputations whose values this one reads."""
-        return tuple(
-            other
-            for other in self.records
-            if other.name != record.name and any(record.reads(path) for path in other.write_paths)
-        )
+        if record.name not in self._sources:
+            self._sources[record.name] = tuple(
+                other
+                for other in self.records
+                if other.name != record.name and any(map(record.reads, other.write_paths))
+            )
+        return self._sources[record.name]
 
     def upstream(self, record: ImputationRecord) -> tuple[ImputationRecord, ...]:
         """The imputation itself and all that its values are computed from, however far away."""
@@ -68,14 +77,29 @@ class Graph:
         """Whether no input is a stale value of another imputation."""
         return all(self.is_fresh(source, document) for source in self.sources(record))
 
+    def waits(self, record: ImputationRecord, document: Mapping[str, Any]) -> bool:
+        """Whether an input is a value of another imputation that is about to be computed anew.
+
+        What it will be is an event of its own; a model that ran before would run in vain.
+        """
+        return any(self._is_due(source, document) for source in self.sources(record))
+
+    def _is_due(self, record: ImputationRecord, document: Mapping[str, Any]) -> bool:
+        fills = list(own_fills(record, document))
+        if not fills or not record.watched or record.active is None:
+            return False
+        # A filter may have left the document out since: nobody should wait for what never comes.
+        keeps = record.spec.get("on_input_change") == "keep" or record.spec.get("filter")
+        inputs = None if keeps else inputs_of(record, document)
+        if inputs is not None and any(fill["input"] != input_hash(inputs) for _, fill in fills):
+            return True
+        return self.waits(record, document)
+
+    def source_paths(self, record: ImputationRecord) -> tuple[str, ...]:
+        """The fields that other imputations fill and this one's values come from, however far."""
+        others = (each for each in self.upstream(record) if each.name != record.name)
+        return tuple(path for each in others for path in each.write_paths)
+
     def projection(self, record: ImputationRecord) -> dict[str, int] | None:
         """The fields by which freshness is told; None for all of them."""
         return projection_of(self.upstream(record))
-
-
-def projection_of(records: Iterable[ImputationRecord]) -> dict[str, int] | None:
-    """What is read of a document for these imputations; None for the whole of it."""
-    read = {path for each in records for path in (*each.input_paths, *each.write_paths)} | {FILL}
-    if BASE in read:
-        return None
-    return paths.projection(read)

@@ -9,6 +9,7 @@ from pymongo.errors import PyMongoError
 
 from superduper.errors import SuperduperError
 from superduper.imputations.crew import PUT_OFF_SECONDS, Crew
+from superduper.imputations.graph import Graph
 from superduper.imputations.imputation import ImputationRecord
 from superduper.imputations.ranges import Ranges
 from superduper.imputations.scan import Scan
@@ -47,7 +48,9 @@ class Helper(threading.Thread):
         """Help, again and again, until told to end."""
         while not self._ended.wait(POLL_SECONDS):
             try:
-                for record in self.crew.imputations.find(self.crew.collection):
+                records = self.crew.imputations.find(self.crew.collection)
+                self.crew.graph = Graph(records)
+                for record in records:
                     if not self._rest.is_set() and self._is_wanted(record):
                         self._help(record)
             except (PyMongoError, SuperduperError) as error:

@@ -15,7 +15,7 @@ from pymongo.collection import Collection
 from pymongo.database import Database
 
 from superduper.imputations.corrections import Correction, Corrections, corrections_in
-from superduper.imputations.decide import RAW, Work, decide, projection_of, read_as, split_outputs
+from superduper.imputations.decide import RAW, Work, decide, read_as, split_outputs
 from superduper.imputations.events import Echoes
 from superduper.imputations.failures import (
     KILLED,
@@ -27,7 +27,7 @@ from superduper.imputations.failures import (
     stands,
 )
 from superduper.imputations.fill import LARGE_BYTES, Fill, removal_of, write
-from superduper.imputations.graph import inputs_of
+from superduper.imputations.graph import Graph, inputs_of
 from superduper.imputations.imputation import ImputationRecord
 from superduper.imputations.isolate import Isolation, Outcome
 from superduper.imputations.layers import Layers
@@ -73,6 +73,7 @@ class Counters:
 class Filler:
     """Fills fields for one imputation with one version of its model.
 
+    Of the imputations in `graph`, this one reads values that it may have to wait for.
     Used by one stream, one scan and one retrier at a time, in threads of their own. Everything may
     be repeated and interrupted at any point. Raises PyMongoError if the database is in trouble and
     ModelUnusable if the model is.
@@ -87,9 +88,11 @@ class Filler:
         clock: Callable[[], int],
         counters: Counters,
         echoes: Echoes,
+        graph: Graph | None = None,
     ) -> None:
         self.echoes = echoes
         self.record = record
+        self.graph = graph or Graph([record])
         self.isolation = isolation
         self.clock = clock
         self.counters = counters
@@ -103,7 +106,12 @@ class Filler:
         wanted: dict[str, Any] = {"_id": {"$in": list(document_ids)}}
         if self.record.spec.get("filter"):
             wanted["$and"] = [self.record.spec["filter"]]
-        return list(self.collection.find(wanted, projection_of([self.record])))
+        return list(self.collection.find(wanted, self.projection))
+
+    @property
+    def projection(self) -> dict[str, int] | None:
+        """The fields by which is told what a document needs; None for all of them."""
+        return self.graph.projection(self.record)
 
     def fill_ids(
         self, document_ids: Sequence[Any], touched: Mapping[bytes, int] | None = None
@@ -237,6 +245,8 @@ class Filler:
                 continue
             key = key_of(work.document_id)
             needy.add(key)
+            if self.graph.waits(self.record, document):
+                continue
             failure = known.get(key)
             if work.input_changed and self.record.spec.get("on_input_change") == "clear":
                 prepared.clearing.append(work)

@@ -18,11 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from bson.raw_bson import RawBSONDocument
-from pymongo.collection import Collection
 
 from superduper.errors import LostLease, NotFound
 from superduper.imputations.cutting import cut
-from superduper.imputations.decide import projection_of
 from superduper.imputations.fair_lock import FairLock
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.isolate import BatchSize
@@ -58,10 +56,10 @@ def wanted(record: ImputationRecord) -> dict[str, Any]:
 
 
 def walk(
-    collection: Collection[Any], record: ImputationRecord, bounds: Bounds, size: BatchSize
+    filler: Filler, record: ImputationRecord, bounds: Bounds, size: BatchSize
 ) -> Iterator[list[RawBSONDocument]]:
     """Batches of documents within bounds that may need something."""
-    cursor = collection.find(wanted(record), projection_of([record]), batch_size=size.largest)
+    cursor = filler.collection.find(wanted(record), filler.projection, batch_size=size.largest)
     cursor = cursor.hint([("_id", 1)])
     if "first" in bounds:
         cursor = cursor.min([("_id", bounds["first"])])
@@ -212,7 +210,7 @@ class _Walk:
 
     def _walk(self) -> bool:
         scan, filler = self.scan, self.scan.filler
-        for documents in walk(filler.collection, scan.record, self.claim.bounds, scan.size):
+        for documents in walk(filler, scan.record, self.claim.bounds, scan.size):
             if not scan.goes_on():
                 return False
             self.claim.lease.check()

@@ -16,6 +16,7 @@ from pymongo.collection import Collection
 from superduper.imputations.decide import projection_of
 from superduper.imputations.events import Call
 from superduper.imputations.failures import key_of, known_to_all
+from superduper.imputations.graph import Graph
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.process import Filler, Look
 from superduper.imputations.writing import Batch, Prepared
@@ -38,10 +39,12 @@ class Turn:
         collection: Collection[Any],
         calls: Sequence[Call],
         blaming: Blaming,
+        graph: Graph,
     ) -> None:
         self._imputations = imputations
         self._collection = collection
         self._blaming = blaming
+        self._graph = graph
         self._calls = [call for call in calls if call.ids and not _reads_itself(call)]
         self._records: list[ImputationRecord] = []
         self._looked_at = -math.inf
@@ -70,11 +73,15 @@ class Turn:
         self, document_ids: Sequence[Any], sharing: Sequence[ImputationRecord]
     ) -> dict[str, Look]:
         wanted = {"_id": {"$in": list(document_ids)}}
-        documents = list(self._collection.find(wanted, projection_of(sharing)))
+        documents = list(self._collection.find(wanted, self._read_for(sharing)))
         # After the documents: a value is taken back by a note first and then by its removal.
         names = [record.id for record in sharing]
         known = known_to_all(self._collection.database, names, document_ids)
         return {name: Look(documents, known[name]) for name in names}
+
+    def _read_for(self, records: Sequence[ImputationRecord]) -> dict[str, int] | None:
+        """The fields that are read for some imputations and for those that they may wait for."""
+        return projection_of([each for one in records for each in self._graph.upstream(one)])
 
     # Filling ---------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from superduper.errors import LostLease, SuperduperError
 from superduper.imputations import corrections, failures, layers
 from superduper.imputations.crew import Crew, Hosts
 from superduper.imputations.events import call_of
+from superduper.imputations.graph import Graph
 from superduper.imputations.helper import Helper
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.jobs.lease import Lease
@@ -230,6 +231,7 @@ class Leading:
         if time.monotonic() - self._looked_at > LOOK_SECONDS:
             records = self.watch.imputations.find(self.watch.collection_name)
             self._records = [record for record in records if record.filling]
+            self.crew.graph = Graph(records)
             self.crew.look_after(self._records)
             self._looked_at = time.monotonic()
         batch = self._next(changes)
@@ -272,7 +274,10 @@ class Leading:
         worked = False
         for start in range(0, len(batch), STREAM_BATCH):
             part = batch[start : start + STREAM_BATCH]
-            calls = [call_of(record, part, self.crew.echoes) for record in self._records]
+            calls = [
+                call_of(record, part, self.crew.echoes, self.crew.graph.source_paths(record))
+                for record in self._records
+            ]
             if wanted := [call for call in calls if call]:
                 worked = True
                 self.crew.fill(wanted)

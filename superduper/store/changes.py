@@ -64,6 +64,8 @@ class Change:
     #: Dotted names of the fields that an update set, removed or cut; None: all may have changed.
     touched: frozenset[str] | None
     cluster_time_ms: int
+    #: Those of them that were removed.
+    removed: frozenset[str] = frozenset()
 
 
 class Changes:
@@ -228,7 +230,8 @@ class Changes:
             raise HistoryLost(f"the collection {self._name} was dropped or renamed ({kind})")
         wall = event.get("at")
         at = int(DatetimeMS(wall)) if wall else event["cluster"].time * 1000
-        return Change(event["key"], kind, _touched(event), at)
+        removed = frozenset(event.get("removed") or ())
+        return Change(event["key"], kind, _touched(event), at, removed)
 
     def _refuse_lost(self, error: OperationFailure) -> None:
         """Raise HistoryLost if the error means that the token is of no use any more.

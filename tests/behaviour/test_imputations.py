@@ -295,6 +295,22 @@ def test_watchers_chain_through_features(docs):
     until(lambda: docs.find_one(2)["_outputs"]["text"]["double"] == 8, what="the refreshed chain")
 
 
+def test_readers_of_fresh_values_get_no_other(docs):
+    docs.create_model("double", lambda n: n * 2)
+    watcher = docs.create_watcher("doubles", model="double", key="n", target="m")
+    docs.insert_many([{"_id": i, "n": i} for i in range(3)])
+    until(lambda: docs.count_documents({"m": {"$exists": True}}) == 3, what="the fills")
+    watcher.pause()
+    docs.update_one({"_id": 1}, {"$set": {"n": 7}})
+    assert docs.find_one(1)["m"] == 2
+    assert docs.find_one(1, fresh=True) == {"_id": 1, "n": 7}
+    assert docs.find_one({"m": 2}, fresh=True) is None
+    fresh = docs.find({}, ["m"], sort="_id", fresh=True)
+    assert list(fresh) == [{"_id": 0, "m": 0}, {"_id": 1}, {"_id": 2, "m": 4}]
+    watcher.resume()
+    until(lambda: docs.find_one(1, fresh=True).get("m") == 14, what="the new value")
+
+
 def test_a_failed_fit_tells_why(docs):
     docs.insert_many(documents(60, 60))
     register(docs)

@@ -13,6 +13,7 @@ from superduper.errors import ChildDied
 from superduper.imputations import turn
 from superduper.imputations.events import Call
 from superduper.imputations.failures import key_of
+from superduper.imputations.graph import Graph
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.isolate import ModelUnusable
 from superduper.imputations.process import Filler
@@ -50,7 +51,7 @@ class Joined:
         calls = [Call(filler.record, list(ids), {}, []) for filler in self.fillers]
         imputations = Imputations(self.docs.database)
         collection = self.fillers[0].collection
-        turn = Turn(imputations, collection, calls, self.blaming)
+        turn = Turn(imputations, collection, calls, self.blaming, Graph(()))
         for filler, call in zip(self.fillers, calls, strict=True):
             with self.blaming(filler.record):
                 turn.fill(filler, call)

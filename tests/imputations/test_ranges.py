@@ -78,7 +78,7 @@ def scan_of(filling: Filling, imputations: Imputations, record: ImputationRecord
 
 
 def walked(filling: Filling, claim: Claim) -> list[bytes]:
-    batches = walk(filling.filler.collection, record_of(), claim.bounds, BatchSize(7))
+    batches = walk(filling.filler, record_of(), claim.bounds, BatchSize(7))
     return [key_of(each["_id"]) for batch in batches for each in batch]
 
 

@@ -56,7 +56,7 @@ def test_a_walk_goes_on_from_any_place(filling: Filling, at: int) -> None:
     bounds = {"first": last}
     walked = [
         key_of(each["_id"])
-        for batch in walk(filling.filler.collection, record_of(), bounds, BatchSize(7))
+        for batch in walk(filling.filler, record_of(), bounds, BatchSize(7))
         for each in batch
     ]
     assert walked == everything[everything.index(key_of(last)) :]
@@ -143,7 +143,7 @@ def test_failures_of_deleted_documents_are_forgotten(
 def test_large_documents_make_small_batches(filling: Filling) -> None:
     filling.docs.insert_many({"_id": f"large {each}", "x": "x" * (6 << 20)} for each in range(6))
     record: ImputationRecord = record_of()
-    batches = list(walk(filling.filler.collection, record, {}, BatchSize(500)))
+    batches = list(walk(filling.filler, record, {}, BatchSize(500)))
     assert max(sum(len(each.raw) for each in batch) for batch in batches) < 24 << 20
     assert sum(map(len, batches)) == len(IDS) + 6
 

@@ -11,6 +11,7 @@ from superduper.imputations import failures, turn
 from superduper.imputations.decide import RAW
 from superduper.imputations.events import Call
 from superduper.imputations.failures import Case, Failures, key_of
+from superduper.imputations.graph import Graph
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.turn import Turn
 
@@ -31,7 +32,9 @@ def call(record: ImputationRecord, *ids: int, touched: bool = False) -> Call:
 
 
 def turn_of(docs: Any, *calls: Call) -> Turn:
-    return Turn(Imputations(docs.database), docs, calls, lambda _: contextlib.nullcontext())
+    return Turn(
+        Imputations(docs.database), docs, calls, lambda _: contextlib.nullcontext(), Graph(())
+    )
 
 
 def test_documents_are_read_once_for_all_that_want_them(docs: Any) -> None:

@@ -25,9 +25,11 @@ def test_no_order_of_events_overwrites_a_persons_value() -> None:
     assert result["our changes"] > 500 and result["person set"] > 500
 
 
-def _unconditional_fill(fill: Fill, **_: Any) -> UpdateOne:
-    written = {fill.target: fill.value, f"_fill.{fill.target}": fill.record}
-    return UpdateOne({"_id": fill.document_id}, {"$set": written})
+def _unconditional_fill(*fills: Fill, **_: Any) -> UpdateOne:
+    written: dict[str, Any] = {}
+    for fill in fills:
+        written |= {fill.target: fill.value, f"_fill.{fill.target}": fill.record}
+    return UpdateOne({"_id": fills[0].document_id}, {"$set": written})
 
 
 def _unconditional_removal(document_id: Any, path: str, _: Stale) -> UpdateOne:
@@ -37,7 +39,7 @@ def _unconditional_removal(document_id: Any, path: str, _: Stale) -> UpdateOne:
 @pytest.mark.parametrize(
     ("where", "broken"),
     [
-        ("process.update_of", _unconditional_fill),
+        ("writing.update_of", _unconditional_fill),
         ("process.removal_of", _unconditional_removal),
         ("revert.update_of", _unconditional_fill),
         ("revert.removal_of", _unconditional_removal),
