@@ -124,7 +124,8 @@ def _read_json(body: bytes) -> dict[str, Any]:
 def parse_object(body: bytes) -> dict[str, Any]:
     """The JSON object in a body, as it is written.
 
-    Raises MalformedBody if it is none or has a key twice, TooLarge if it has too many values.
+    Raises MalformedBody if it is none, has a key twice or is nested too deep, TooLarge if it has
+    too many values.
     """
     if has_too_many_values(body):
         raise TooLarge(f"more than {MAX_VALUES} values in one body: send fewer, or send tensors")
@@ -135,9 +136,12 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise MalformedBody(f"the body is not valid JSON: {error.msg} at {error.pos}") from error
     if not isinstance(value, dict):
         raise MalformedBody("the body must be one JSON object")
-    ends = len(_KEY_END.findall(body))
-    if ends != len(value) and ends != _count_keys(value):
-        json.loads(body, parse_int=_anything, object_pairs_hook=_unique)
+    try:
+        ends = len(_KEY_END.findall(body))
+        if ends != len(value) and ends != _count_keys(value):
+            json.loads(body, parse_int=_anything, object_pairs_hook=_unique)
+    except RecursionError as error:
+        raise MalformedBody("the body is nested too deep") from error
     return value
 
 
