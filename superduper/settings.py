@@ -31,6 +31,11 @@ SETTINGS = (
     Setting("TOKEN", "", "The token that a client sends to a server."),
     Setting("HOST", "127.0.0.1", "The address that the server listens on."),
     Setting("PORT", "8000", "The port that the server listens on; 0 lets the system choose."),
+    Setting(
+        "HOSTS",
+        "",
+        "Names that the server answers to (Host header), with commas; default: any, with a token.",
+    ),
     Setting("HOME", "~/.superduper", "Keys and other things that are not data (mode 0700)."),
     Setting("STORE", "auto", "The embedded store's server: auto, mongod, secantus-rust, secantus."),
     Setting(

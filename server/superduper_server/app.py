@@ -21,6 +21,7 @@ from superduper_server.health import Readiness, add_health
 from superduper_server.limits import BodyLimit, Limits
 from superduper_server.model_figures import ModelFigures
 from superduper_server.observe import Figures, Front, RequestIds
+from superduper_server.origins import TrustedHosts
 from superduper_server.piece_streams import add_piece_streams
 from superduper_server.rivals import TrialFigures
 from superduper_server.routes import PREDICTIONS, Router, command_endpoints, registering
@@ -70,11 +71,17 @@ def build_app(
     app.add_middleware(BodyLimit, limits=limits)
     closed = frozenset() if register_code else registering(endpoints)
     shares, ids = Shares(limits), RequestIds()
+    hosts = TrustedHosts.of(insecure=insecure)
     app.add_middleware(
-        Guard, table=router.table, closed=closed, authenticator=authenticator, shares=shares
+        Guard,
+        table=router.table,
+        closed=closed,
+        authenticator=authenticator,
+        shares=shares,
+        hosts=hosts,
     )
     app.add_middleware(Front, figures=figures, ids=ids)
-    quick = QuickGuard(router.table, authenticator, shares)
+    quick = QuickGuard(router.table, authenticator, shares, hosts)
     app.state.fast = FastPath(backend.core, backend.models, quick, figures, ids)
     app.add_middleware(FastDoor, fast=app.state.fast)
     app.state.backend = backend

@@ -15,6 +15,7 @@ from superduper.command import Role
 from superduper.errors import NotAllowed, SuperduperError, TooManyRequests, Unauthorized
 from superduper.store.mongo import database_errors
 from superduper_server.limits import Application, Receive, Scope, Send
+from superduper_server.origins import TrustedHosts
 from superduper_server.pool import Pool
 from superduper_server.shares import Shares
 from superduper_server.tokens import INSECURE, TOKEN, Identity, Tokens, matches
@@ -25,7 +26,6 @@ CACHE_SECONDS = 2.0
 CACHE_SIZE = 10_000
 WINDOW_SECONDS = 60.0
 LOOKUP_SECONDS = 10.0
-LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 CODE_IS_CLOSED = (
     "this server takes no code: register from a program that reaches the database itself, or start "
@@ -171,8 +171,8 @@ def _identity_of(record: Mapping[str, Any]) -> Identity:
 class Guard:
     """ASGI layer: no token, no answer; no entry in the table, no answer either.
 
-    Without an authenticator (`--insecure`) everybody is an administrator, but only on loopback:
-    the Host header must name it, or a page in somebody's browser could be made to speak to us.
+    Without an authenticator (`--insecure`) everybody is an administrator; `hosts` then keeps out
+    all but loopback.
     """
 
     def __init__(
@@ -182,8 +182,10 @@ class Guard:
         closed: frozenset[tuple[str, str]],
         authenticator: Authenticator | None,
         shares: Shares,
+        hosts: TrustedHosts,
     ) -> None:
         self.app = app
+        self.hosts = hosts
         self.table = table
         self.closed = closed
         self.authenticator = authenticator
@@ -216,8 +218,8 @@ class Guard:
 
     async def _identify(self, scope: Scope) -> Identity:
         headers = Headers(scope=scope)
+        self.hosts.check(headers)
         if self.authenticator is None:
-            check_local(headers)
             return INSECURE
         address = (scope.get("client") or ("",))[0]
         return await self.authenticator.identify(headers.get("authorization", ""), address)
@@ -226,18 +228,25 @@ class Guard:
 class QuickGuard:
     """The part of the guard that needs no look-up: whom it does not let pass, the guard answers."""
 
-    def __init__(self, table: Table, authenticator: Authenticator | None, shares: Shares) -> None:
+    def __init__(
+        self,
+        table: Table,
+        authenticator: Authenticator | None,
+        shares: Shares,
+        hosts: TrustedHosts,
+    ) -> None:
         self._table = table
+        self._hosts = hosts
         self._authenticator = authenticator
         self._shares = shares
 
     def admit(self, method: str, template: str, headers: Mapping[str, str]) -> Identity | None:
         """Who asks, if it is known that this may be done; None if not, or not yet."""
+        try:
+            self._hosts.check(headers)
+        except NotAllowed:
+            return None
         if self._authenticator is None:
-            try:
-                check_local(headers)
-            except NotAllowed:
-                return None
             identity: Identity | None = INSECURE
         else:
             identity = self._authenticator.identify_now(headers.get("authorization", ""))
@@ -255,27 +264,9 @@ class QuickGuard:
             self._shares.give_back(identity)
 
 
-def check_local(headers: Mapping[str, str]) -> None:
-    """Refuse, on a server without tokens, what did not come from this machine's own programs.
-
-    Raises NotAllowed.
-    """
-    if _host_of(headers.get("host", "")) not in LOOPBACK_HOSTS:
-        raise NotAllowed("without tokens the server answers only to a loopback Host")
-    origin = headers.get("origin")
-    if origin and _host_of(origin.partition("://")[2]) not in LOOPBACK_HOSTS:
-        raise NotAllowed("without tokens the server answers no page of another site")
-
-
 def find_route(routes: list[BaseRoute], scope: Scope) -> BaseRoute | None:
     """The route that will answer, by the router's own rule: the first that matches in full."""
     for route in routes:
         if route.matches(scope)[0] is Match.FULL:
             return route
     return None
-
-
-def _host_of(header: str) -> str:
-    if header.startswith("["):
-        return header[1:].partition("]")[0]
-    return header.partition(":")[0]

@@ -1,7 +1,7 @@
 """Who may do what: every route, every role."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from superduper.command import Role
+from superduper.service import Service
+from superduper_server.app import build_app
 from superduper_server.auth import Authenticator, FailureLimit
 from superduper_server.pool import Pool
 from superduper_server.tokens import ROLES, Tokens, hash_of, matches
@@ -231,6 +233,41 @@ class TestFailures:
 
     def test_no_token_at_all_is_no_failed_login(self, stranger: TestClient) -> None:
         assert {stranger.get("/v1/status").status_code for _ in range(15)} == {401}
+
+
+class TestTrustedHosts:
+    """Names that the server answers to, together with tokens."""
+
+    @pytest.fixture
+    def named(
+        self, service: Service, token_of: Callable[[Role], str], monkeypatch: pytest.MonkeyPatch
+    ) -> Iterator[TestClient]:
+        monkeypatch.setenv("SUPERDUPER_HOSTS", "api.example, other.example")
+        headers = {"Authorization": f"Bearer {token_of('admin')}"}
+        app = build_app(service)
+        with TestClient(app, base_url="http://api.example:8000", headers=headers) as client:
+            yield client
+
+    @pytest.mark.parametrize("path", ["/v1/status", "/v1/collections/docs/models/m/predict"])
+    def test_another_host_is_refused_whatever_the_token(self, named: TestClient, path: str) -> None:
+        method = "POST" if path.endswith("predict") else "GET"
+        body = None if method == "GET" else {"inputs": [1]}
+        for host in ("evil.example", "api.example.evil", "127.0.0.1", ""):
+            answer = named.request(method, path, json=body, headers={"Host": host})
+            assert answer.status_code == 403, host
+            assert "SUPERDUPER_HOSTS" in answer.json()["error"]["message"]
+        for host in ("api.example", "API.example:443", "other.example"):
+            assert named.request(method, path, json=body, headers={"Host": host}).status_code != 403
+
+    def test_a_page_of_another_site_is_refused(self, named: TestClient) -> None:
+        for origin, status in (("https://api.example", 200), ("https://evil.example", 403)):
+            assert named.get("/v1/status", headers={"Origin": origin}).status_code == status
+
+    def test_probes_need_no_name(self, named: TestClient) -> None:
+        assert named.get("/healthz", headers={"Host": "10.0.0.7"}).status_code == 200
+
+    def test_no_token_is_told_no_more_than_before(self, named: TestClient) -> None:
+        assert named.get("/v1/status", headers={"Authorization": ""}).status_code == 401
 
 
 class TestInsecure:
