@@ -53,7 +53,9 @@ class Helper(threading.Thread):
                 for record in records:
                     if not self._rest.is_set() and self._is_wanted(record):
                         self._help(record)
-            except (PyMongoError, SuperduperError) as error:
+            except PyMongoError as error:
+                logger.warning("%s is interrupted: %s", self.name, error)
+            except SuperduperError as error:  # a model that does not load here, for one
                 logger.warning("%s puts off: %s", self.name, error)
                 self._ended.wait(PUT_OFF_SECONDS)
             except Exception:  # a boundary: trouble with one collection must not end the worker

@@ -16,6 +16,7 @@ Outcome = dict[str, Any]
 LEAST_SECONDS = 2.0
 SLACK = 20.0
 PARTS = 8
+PARTS_OF_SLOW = 64
 
 
 class Predictor(Protocol):
@@ -134,9 +135,10 @@ class Isolation:
             if stop - start == 1:  # the whole batch was one document: that was its attempt
                 outcomes[start] = {"error": describe(error)}
                 return
-        # A run of innocents is cheap, one that never ends costs all the time it is given: eight
-        # parts find a culprit with a third of the deaths that halves need.
-        size = max(1, (stop - start) // PARTS)
+            # A run of innocents is cheap. Eight parts find a culprit with a third of the deaths
+            # that halves need; one that never ends costs all the time it is given, each time.
+            parts = PARTS_OF_SLOW if isinstance(error, TimedOut) else PARTS
+        size = max(1, (stop - start) // parts)
         for first in range(start, stop, size):
             last = min(first + size, stop)
             if last - first == 1:

@@ -12,6 +12,7 @@ from filling import Filling, record_of
 from pymongo.database import Database
 from watching import Watching
 
+from superduper.errors import TimedOut
 from superduper.imputations import failures
 from superduper.imputations.failures import Case, Failures, key_of
 from superduper.imputations.hosting import open_hosts
@@ -252,6 +253,19 @@ class TestPoison:
         assert isolation.deaths <= 1 + 2 * 2, "of 64, of 8, of 1"
         assert {17, 50} <= set(counted)
         assert len(counted) <= 2 * 8
+
+    def test_one_that_never_ends_is_waited_for_twice(self) -> None:
+        class Hangs:
+            def predict(self, component: Any, values: list[Any], timeout: float) -> Any:
+                if "hang" in values:
+                    raise TimedOut("it takes too long")
+                return [{"value": value} for value in values]
+
+        isolation = Isolation(Hangs(), object(), Patience(5.0))
+        values = [*range(40), "hang", *range(20)]
+        outcomes = isolation.predict(values, lambda position: None)
+        assert [at for at, outcome in enumerate(outcomes) if "error" in outcome] == [40]
+        assert isolation.deaths == 2, "with the others, and alone"
 
     def test_a_model_that_never_runs_is_nobodys_fault(self, database: Database[Any]) -> None:
         watching = Watching(database)
