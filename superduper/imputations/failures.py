@@ -89,14 +89,14 @@ class Failures:
 
     def begin(self, case: Case, now: int) -> int:
         """Count an attempt before it is made; the number of attempts with this one."""
-        same = {"$and": [{"$eq": ["$input", case.input]}, {"$eq": ["$version", case.version]}]}
+        same = _is_of(case)
         counted = {"$cond": [same, {"$add": ["$attempts", 1]}, 1]}
         record: Any = self.records.find_one_and_update(
             self._that(case.document_id),
             [
                 {
                     "$set": {
-                        "_id": {"$ifNull": ["$_id", {"$literal": self._that(case.document_id)}]},
+                        "_id": self._id(case),
                         "attempts": counted,
                         "error": {"$cond": [same, {"$ifNull": ["$error", None]}, None]},
                     }
@@ -119,13 +119,32 @@ class Failures:
         self, failed: Iterable[tuple[Case, Mapping[str, Any]]], attempts: int, now: int
     ) -> None:
         """Note the errors of attempts: tried again later, or dead after `MAX_ATTEMPTS`."""
-        dead = attempts >= MAX_ATTEMPTS
-        fields = {
-            "state": "dead" if dead else "retry",
-            "attempts": attempts,
-            "next_at": now + int(1000 * BACKOFF_SECONDS**attempts),
-        }
-        self._note((case, {**fields, "error": _shortened(error)}) for case, error in failed)
+        next_at = now + int(1000 * BACKOFF_SECONDS**attempts)
+        updates = [
+            UpdateOne(
+                self._that(case.document_id),
+                [
+                    # Another worker may have counted, and made, a later attempt meanwhile.
+                    {"$set": {"attempts": _at_least(attempts, case)}},
+                    {
+                        "$set": {
+                            "_id": {
+                                "$ifNull": ["$_id", {"$literal": self._that(case.document_id)}]
+                            },
+                            "input": case.input,
+                            "version": case.version,
+                            "state": _DEAD_OR_RETRIED,
+                            "next_at": next_at,
+                            "error": {"$literal": _shortened(error)},
+                        }
+                    },
+                ],
+                upsert=True,
+            )
+            for case, error in failed
+        ]
+        if updates:
+            self.records.bulk_write(updates, ordered=False)
 
     def suspect(self, cases: Iterable[Case]) -> None:
         """Have documents tried by themselves that killed another version with the same input."""
@@ -193,8 +212,23 @@ class Failures:
     def _that(self, document_id: Any) -> dict[str, Any]:
         return {"imputation": self.imputation_id, "document": document_id}
 
+    def _id(self, case: Case) -> dict[str, Any]:
+        return {"$ifNull": ["$_id", {"$literal": self._that(case.document_id)}]}
+
     def _those(self, document_ids: Sequence[Any]) -> dict[str, Any]:
         return {"imputation": self.imputation_id, "document": {"$in": list(document_ids)}}
+
+
+def _is_of(case: Case) -> dict[str, Any]:
+    """Whether a record is of this input and version."""
+    return {"$and": [{"$eq": ["$input", case.input]}, {"$eq": ["$version", case.version]}]}
+
+
+def _at_least(attempts: int, case: Case) -> dict[str, Any]:
+    return {"$cond": [_is_of(case), {"$max": ["$attempts", attempts]}, attempts]}
+
+
+_DEAD_OR_RETRIED = {"$cond": [{"$gte": ["$attempts", MAX_ATTEMPTS]}, "dead", "retry"]}
 
 
 def stands(failure: Mapping[str, Any], case: Case) -> bool:

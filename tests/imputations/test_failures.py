@@ -205,6 +205,22 @@ POISON = {
 }
 
 
+def test_of_two_workers_at_one_document_the_later_attempt_counts(database: Database[Any]) -> None:
+    """As after a change of leaders, while a helper still waits for its own attempt."""
+    record, case = Failures(database, "docs/imputation"), Case("a", "hash", 1)
+    assert (record.begin(case, 1), record.begin(case, 2)) == (1, 2)
+    record.fail([(case, {"message": "second"})], 2, 3)
+    record.fail([(case, {"message": "first"})], 1, 4)
+    assert record.begin(case, 5) == 3
+    record.fail([(case, {"message": "third"})], 3, 6)
+    record.fail([(case, {"message": "late"})], 1, 7)
+    [found] = record.known(["a"]).values()
+    assert (found["attempts"], found["state"]) == (3, "dead")
+    record.fail([(Case("a", "other input", 1), {})], 1, 8)
+    [found] = record.known(["a"]).values()
+    assert (found["attempts"], found["state"]) == (1, "retry")
+
+
 class TestPoison:
     """Documents that kill, hang or confuse the model, in real child processes."""
 
