@@ -232,14 +232,16 @@ class _Bar:
                 self._bar.set_postfix(progress["metrics"], refresh=False)
         elif state["status"] == "filling" or self._phase == "fill":
             scan = state["scan"]
-            seen = scan.get("seen", 0)
-            self._show("fill", seen, seen + scan.get("left", 0), "document")
+            seen, left = scan.get("seen", 0), scan.get("left", 0)
+            self._show("fill", seen, seen + left or None, "document", scan.get("eta_seconds"))
 
-    def _show(self, phase: str, done: int, total: int | None, unit: str) -> None:
+    def _show(
+        self, phase: str, done: int, total: int | None, unit: str, eta: float | None = None
+    ) -> None:
         if not self._enabled:
             return
         if not self._drawn:
-            self._tell(phase, done, total, unit)
+            self._tell(phase, done, total, unit, eta)
             return
         if phase != self._phase:
             self.__exit__()
@@ -249,14 +251,15 @@ class _Bar:
         self._bar.update(max(0, done - self._bar.n))
         self._bar.refresh()
 
-    def _tell(self, phase: str, done: int, total: int | None, unit: str) -> None:
+    def _tell(self, phase: str, done: int, total: int | None, unit: str, eta: float | None) -> None:
         """A line when a phase begins, and every few seconds."""
         now = time.monotonic()
         if phase == self._phase and now - self._told < LINE_SECONDS:
             return
         self._phase, self._told = phase, now
         of = "" if total is None else f" of {total}"
-        print(f"{phase} {self._name}: {done}{of} {unit}s", file=sys.stderr, flush=True)
+        left = "" if eta is None else f", about {eta:.0f} s left"
+        print(f"{phase} {self._name}: {done}{of} {unit}s{left}", file=sys.stderr, flush=True)
 
 
 def _in_ipython() -> bool:

@@ -1,6 +1,7 @@
 """Tables look right on a terminal and in a notebook."""
 
 from superduper.display import Table
+from superduper.handles import _Bar
 
 ROWS = [
     {"name": "a", "created_at": 1_767_225_600_000, "metrics": {"loss": 0.123456}, "error": None},
@@ -26,3 +27,10 @@ def test_nothing_and_too_much():
 def test_html_is_escaped():
     html = Table(ROWS, ("name",))._repr_html_()
     assert "<td>&lt;b&gt;</td>" in html and "<script" not in html
+
+
+def test_without_a_terminal_a_line_tells_how_long_filling_takes(capfd):
+    scan = {"seen": 500, "left": 1_500, "eta_seconds": 12.4}
+    with _Bar("y", enabled=True) as bar:
+        bar.update({"fit": None, "status": "filling", "scan": scan})
+    assert capfd.readouterr().err == "fill y: 500 of 2000 documents, about 12 s left\n"

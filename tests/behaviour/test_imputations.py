@@ -43,6 +43,12 @@ def test_the_example_of_the_first_seed(trained):
     counts = imputation.counts()
     assert sum(counts.values()) == docs.count_documents({})
     assert counts["given"] >= 200 and counts["filled"] >= 90 and counts["pending"] == 0
+    scan = imputation.show()["scan"]
+    assert scan["seen"] >= 90 and (scan["left"], scan["eta_seconds"], scan["workers"]) == (
+        0,
+        None,
+        0,
+    )
     assert "watching" in repr(imputation) and "accuracy" in repr(imputation)
     given = docs.find_one(3)
     assert set(given) == {"_id", "x", "y"} and given["y"] == "dog"
