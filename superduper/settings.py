@@ -56,6 +56,13 @@ SETTINGS = (
     ),
     Setting("PREDICT_TIMEOUT", "30", "Seconds a prediction may take before its process is ended."),
     Setting("OUTPUTS_HOURS", "24", "Hours that the outputs of a job of predictions are kept."),
+    Setting(
+        "DRAIN_SECONDS",
+        "20",
+        "Whole seconds that a server which is told to stop gives to what was begun.",
+    ),
+    Setting("LOG", "text", "What the programs log: text, or json (an object a line)."),
+    Setting("TRACES", "off", "on: OpenTelemetry spans of requests, configured by OTEL_*."),
     Setting("BODY_LIMIT_MB", "64", "Largest request body the server accepts, in MiB."),
     Setting("TOKEN_RATE", "2000", "Requests a second that a server takes from one token."),
     Setting("TOKEN_AT_ONCE", "128", "Requests of one token that a server answers at once."),

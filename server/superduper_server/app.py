@@ -27,6 +27,7 @@ from superduper_server.rivals import TrialFigures
 from superduper_server.routes import PREDICTIONS, Router, command_endpoints, registering
 from superduper_server.shares import Shares
 from superduper_server.streams import add_streams
+from superduper_server.traces import Tracer
 from superduper_server.v2 import add_v2
 from superduper_server.watch_figures import WatchFigures
 
@@ -37,6 +38,7 @@ def build_app(
     insecure: bool = False,
     register_code: bool = True,
     limits: Limits | None = None,
+    tracer: Tracer | None = None,
 ) -> FastAPI:
     """The app for a service; its database is the one that is served.
 
@@ -45,7 +47,7 @@ def build_app(
     `app.state.backend` is what its endpoints share; the service is closed by whoever made it.
     """
     limits = limits or Limits.from_settings()
-    backend = Backend.of(service, limits)
+    backend = Backend.of(service, limits, tracer)
     app = _bare_app(backend)
     router, figures = Router(app, backend), Figures()
     watching = WatchFigures()
@@ -80,9 +82,9 @@ def build_app(
         shares=shares,
         hosts=hosts,
     )
-    app.add_middleware(Front, figures=figures, ids=ids)
+    app.add_middleware(Front, figures=figures, ids=ids, tracer=tracer)
     quick = QuickGuard(router.table, authenticator, shares, hosts)
-    app.state.fast = FastPath(backend.core, backend.models, quick, figures, ids)
+    app.state.fast = FastPath(backend.core, backend.models, quick, figures, ids, tracer)
     app.add_middleware(FastDoor, fast=app.state.fast)
     app.state.backend = backend
     app.state.table = router.table

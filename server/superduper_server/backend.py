@@ -15,6 +15,7 @@ from superduper_server.models import Models
 from superduper_server.pool import Pool
 from superduper_server.predict import Predictions
 from superduper_server.tokens import Tokens
+from superduper_server.traces import Tracer
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Backend:
     streams: int = 0
 
     @classmethod
-    def of(cls, service: Service, limits: Limits) -> "Backend":
+    def of(cls, service: Service, limits: Limits, tracer: Tracer | None = None) -> "Backend":
         """The parts for a service; predictions and what keeps the server in order wait apart."""
         control = Pool("checks", threads=4, waiting=limits.waiting)
         return cls(
@@ -48,7 +49,7 @@ class Backend:
             pieces=Pool("pieces", threads=limits.predict_threads, waiting=limits.streams),
             control=control,
             models=Models(service, control),
-            core=Predictions(service, limits.predict_seconds),
+            core=Predictions(service, limits.predict_seconds, tracer=tracer),
         )
 
     async def troubles(self, seconds: float) -> list[str]:

@@ -19,6 +19,7 @@ from superduper_server.models import MODEL_PATH, Models, Place, find_place
 from superduper_server.observe import Figures, RequestIds, error_answer, marks
 from superduper_server.predict import SMALL_BYTES, Job, Predictions, Ticket, read
 from superduper_server.tokens import Identity
+from superduper_server.traces import Tracer
 
 RawHeaders = list[tuple[bytes, bytes]]
 Send3 = Callable[[int, RawHeaders, bytes], None]
@@ -35,12 +36,14 @@ class FastPath:
         guard: QuickGuard,
         figures: Figures,
         ids: RequestIds,
+        tracer: Tracer | None = None,
     ) -> None:
         self._core = core
         self._models = models
         self._guard = guard
         self._figures = figures
         self._ids = ids
+        self.tracer = tracer
         self.begun = 0
 
     def begin(self, place: Place, headers: RawHeaders, body: bytes, send: Send3) -> "Work | None":
@@ -91,6 +94,7 @@ class Work:
         "_path",
         "_place",
         "_send",
+        "_span",
         "_ticket",
         "identity",
     )
@@ -108,11 +112,17 @@ class Work:
         self._ticket: Ticket | None = None
         self.identity: Identity | None = None
         path.is_in_flight(1)
+        if path.tracer is not None:
+            self._span = path.tracer.begin("POST", head, request_id)
 
     def start(self, core: Predictions, job: Job, owner: str) -> None:
         """Have the job run."""
         self._job = job
-        self._ticket = core.start(job, owner, self._finish)
+        if self._path.tracer is None:
+            self._ticket = core.start(job, owner, self._finish)
+            return
+        with self._path.tracer.inside(self._span):
+            self._ticket = core.start(job, owner, self._finish)
 
     def abandon(self) -> None:
         """Nobody waits for the answer any more."""
@@ -151,6 +161,8 @@ class Work:
         self._path.note(self._place, status, time.perf_counter() - self._began)
         self._path.is_in_flight(-1)
         self._began = -1.0
+        if self._path.tracer is not None:
+            self._path.tracer.end(self._span, "POST", self._place.template, status)
         if self.identity is not None:
             self._path.give_back(self.identity)
         return True

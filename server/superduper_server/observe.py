@@ -7,6 +7,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import orjson
@@ -28,6 +29,7 @@ from superduper.errors import InvalidInput, NotFound, SuperduperError
 from superduper.serving.times import Times
 from superduper_server.bodies import JSON, wants_bson, write_error
 from superduper_server.limits import Application, Message, MethodNotAllowed, Receive, Scope, Send
+from superduper_server.traces import Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +53,7 @@ class Figures:
 
     def note(self, scope: Scope, status: int, seconds: float) -> None:
         """Count one answered request under its route's template, never under its path."""
-        route = getattr(scope.get("route"), "path", "unmatched")
-        method = scope["method"] if route != "unmatched" else "any"
-        self.note_route(method, route, status, seconds)
+        self.note_route(*route_of(scope), status, seconds)
 
     def note_route(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one answered request of a route."""
@@ -81,6 +81,12 @@ class Figures:
         )
 
 
+def route_of(scope: Scope) -> tuple[str, str]:
+    """Method and route of a request, neither of which grows with what people send."""
+    route = getattr(scope.get("route"), "path", "unmatched")
+    return (scope["method"] if route != "unmatched" else "any"), route
+
+
 class RequestIds:
     """An id for each request: the sender's if it is one, else a number of our own."""
 
@@ -103,8 +109,15 @@ def marks(request_id: str) -> list[tuple[bytes, bytes]]:
 class Front:
     """ASGI layer around everything: no exception gets past it, every answer has a request id."""
 
-    def __init__(self, app: Application, figures: Figures, ids: RequestIds) -> None:
+    def __init__(
+        self,
+        app: Application,
+        figures: Figures,
+        ids: RequestIds,
+        tracer: Tracer | None = None,
+    ) -> None:
         self.app = app
+        self.tracer = tracer
         self.figures = figures
         self.ids = ids
 
@@ -130,8 +143,12 @@ class Front:
 
         started = time.perf_counter()
         self.figures.in_flight += 1
+        tracer, span = self.tracer, None
+        if tracer is not None:
+            span = tracer.begin(scope["method"], Headers(scope=scope), request_id)
         try:
-            await self.app(scope, receive, send_marked)
+            with nullcontext() if tracer is None else tracer.inside(span):
+                await self.app(scope, receive, send_marked)
         except ClientDisconnect:
             status = status or 499
         except Exception as error:
@@ -141,6 +158,8 @@ class Front:
         finally:
             self.figures.in_flight -= 1
             self.figures.note(scope, status or 499, time.perf_counter() - started)
+            if tracer is not None:
+                tracer.end(span, *route_of(scope), status or 499)
 
 
 async def send_error(scope: Scope, send: Send, error: Exception, request_id: str) -> None:
@@ -157,7 +176,10 @@ def error_answer(
     known = _known(error)
     if known.status >= 500 and known.code == SuperduperError.code:
         logger.error(
-            "request %s failed", request_id, exc_info=error, extra={"event": "request.failed"}
+            "request %s failed",
+            request_id,
+            exc_info=error,
+            extra={"event": "request.failed", "request_id": request_id},
         )
     status, message = known.status, known.message[:MAX_MESSAGE]
     if is_v2(path):

@@ -27,6 +27,7 @@ from superduper.serving.batcher import Outcomes, Request
 from superduper_server import bodies, v2_format, v2_tensors
 from superduper_server.models import IMPUTATION_PATH, MODEL_VERSION_PATH, Place, Target
 from superduper_server.rivals import Part, Shadows
+from superduper_server.traces import Tracer
 
 SWEEP_SECONDS = 0.25
 SMALL_BYTES = 64 * 1024
@@ -178,10 +179,15 @@ class Predictions:
     """Jobs under way; for the event loop's thread."""
 
     def __init__(
-        self, service: Service, seconds: float, clock: Callable[[], float] = time.monotonic
+        self,
+        service: Service,
+        seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+        tracer: Tracer | None = None,
     ) -> None:
         self._hosts = service.context.hosts
         self._shadows = Shadows(service.context.hosts, service.context.tally, seconds)
+        self._tracer = tracer
         self._seconds = seconds
         self._clock = clock
         self._under_way: set[Ticket] = set()
@@ -219,6 +225,8 @@ class Predictions:
             done([])
             return ticket
         ticket.request = Request(job.values, ticket.late_at, done, owner)
+        if self._tracer is not None:
+            ticket.reply = _traced(self._tracer, job, ticket.request, reply)
         self._hosts.put(job.target.component, ticket.request)
         self._under_way.add(ticket)
         if self._sweeper is None:
@@ -267,3 +275,13 @@ class Predictions:
             ticket.reply(TimedOut("the model did not answer in time"))
         again = bool(self._under_way)
         self._sweeper = loop.call_later(SWEEP_SECONDS, self._sweep, loop) if again else None
+
+
+def _traced(tracer: Tracer, job: Job, request: Request, reply: Reply) -> Reply:
+    where, model = tracer.here(), job.target.component.id
+
+    def answered(result: Outcomes | Exception) -> None:
+        tracer.note(where, model, request)
+        reply(result)
+
+    return answered

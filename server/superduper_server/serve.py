@@ -23,10 +23,10 @@ from superduper_server.app import build_app
 from superduper_server.backend import Backend
 from superduper_server.connections import Connections
 from superduper_server.limits import Limits
+from superduper_server.traces import tracer_of_settings
 
 logger = logging.getLogger(__name__)
 
-DRAIN_SECONDS = 20
 KEEP_ALIVE_SECONDS = 15
 BACKLOG = 2048
 GC_THRESHOLDS = (50_000, 20, 100)
@@ -46,7 +46,14 @@ class Server(uvicorn.Server):
         limits: Limits | None = None,
     ) -> None:
         limits = limits or Limits.from_settings()
-        app = build_app(service, insecure=insecure, register_code=register_code, limits=limits)
+        self._tracer = tracer_of_settings()
+        app = build_app(
+            service,
+            insecure=insecure,
+            register_code=register_code,
+            limits=limits,
+            tracer=self._tracer,
+        )
         super().__init__(_config(app, Connections(limits, app.state.fast), tls))
         self._service = service
         self._bound = bound
@@ -72,6 +79,8 @@ class Server(uvicorn.Server):
         finally:
             self._bound.close()
             self._service.close()
+            if self._tracer is not None:
+                self._tracer.close()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to accept."""
@@ -203,7 +212,7 @@ def _config(app: FastAPI, connections: Connections, tls: tuple[str, str] | None)
         server_header=False,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
+        timeout_graceful_shutdown=int(settings.get_number("DRAIN_SECONDS")),
     )
 
 

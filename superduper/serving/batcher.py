@@ -45,6 +45,8 @@ class Request:
     owner: str = ""
     cancelled: bool = False
     put_at: float = 0.0
+    run_at: float = 0.0
+    """When its batch began to run; 0 while it waits."""
 
     def cancel(self) -> None:
         """Nobody waits any more: if its turn has not come, it is not run."""
@@ -213,6 +215,7 @@ class Batcher:
         queue, now = self.figures.stages["queue"], self._clock()
         for request in live:
             queue.add(now - request.put_at)
+            request.run_at = now
         try:
             self._answer(live)
         except ChildDied as error:
