@@ -19,7 +19,7 @@ from pymongo import MongoClient
 from tests.chaos.adversary import Adversary
 from tests.chaos.broken import BREAKS
 from tests.chaos.checker import Checker
-from tests.chaos.place import Place, place
+from tests.chaos.place import FIELDS, Place, place
 from tests.chaos.users import OPTIONS, User
 from tests.waiting import until
 
@@ -31,7 +31,7 @@ SHOWN = 20
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """All of it: what was done, what came of it."""
     module = f"tests.chaos.broken {options.broken}" if options.broken else WORKER
-    with place(module) as here:
+    with place(module, FIELDS[: options.imputations]) as here:
         try:
             return _run_in(here, options)
         finally:
@@ -70,8 +70,18 @@ def _run_in(here: Place, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _users(here: Place, options: argparse.Namespace) -> list[User]:
-    share = {"world": here.world, "inserts": options.documents // 2, "seconds": options.seconds}
-    return [User(number, here.address, seed=options.seed, **share) for number in range(2)]
+    return [
+        User(
+            number,
+            here.address,
+            world=here.world,
+            fields=here.fields,
+            seed=options.seed,
+            inserts=options.documents // 2,
+            seconds=options.seconds,
+        )
+        for number in range(2)
+    ]
 
 
 def _judge(here: Place, users: list[User], patience: float) -> dict[str, Any]:
@@ -80,7 +90,7 @@ def _judge(here: Place, users: list[User], patience: float) -> dict[str, Any]:
     ended = time.monotonic()
     with MongoClient[dict[str, Any]](here.address, **OPTIONS) as client:
         database = client["chaos"]
-        while (check := Checker(database, known, here.live)).violations:
+        while (check := Checker(database, known, here.live, here.fields)).violations:
             here.workers.replace_ended()
             if time.monotonic() - ended > patience:
                 break
@@ -88,7 +98,7 @@ def _judge(here: Place, users: list[User], patience: float) -> dict[str, Any]:
         converged = time.monotonic() - ended
         if not check.violations:
             time.sleep(QUIET_SECONDS)
-            check = Checker(database, known, here.live)
+            check = Checker(database, known, here.live, here.fields)
         watcher = database["superduper.watchers"].find_one({"_id": "stream:docs"}) or {}
     operations = sum((user.counts for user in users), start=type(users[0].counts)())
     return {
@@ -108,6 +118,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="chaos", description=__doc__)
     parser.add_argument("--kills", type=int, default=40, help="of workers; other faults with them")
     parser.add_argument("--documents", type=int, default=5_000, help="that the users insert")
+    parser.add_argument(
+        "--imputations", type=int, default=1, choices=range(1, len(FIELDS) + 1), help="of x"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of users and faults")
     parser.add_argument("--seconds", type=float, default=180.0, help="over which faults are spread")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""The model of the chaos harness: a plain function of its input, known to worker and checker."""
+"""The models of the chaos harness: plain functions of the input, known to worker and checker."""
 
 import os
 import time
@@ -26,13 +26,13 @@ def spelled(value: Any) -> str:
     return f"{type(value).__name__} {value}"
 
 
-def answer(value: Any, version: int) -> str:
-    """What version `version` makes of a value that is no poison."""
-    return f"m{version}|{spelled(value)}"
+def answer(value: Any, version: int, field: str) -> str:
+    """What version `version` makes of a value that is no poison, for a field."""
+    return f"{field}{version}|{spelled(value)}"
 
 
-def model(version: int) -> Callable[[Any], str]:
-    """The model's version `version`; on poison it raises, ends its process or never returns."""
+def model(version: int, field: str) -> Callable[[Any], str]:
+    """Version `version` for a field; on poison it raises, ends its process or never returns."""
 
     def predict(value: Any) -> str:
         if is_poison(value):
@@ -41,6 +41,6 @@ def model(version: int) -> Callable[[Any], str]:
             if value[POISON] == "hang":
                 time.sleep(3600)
             raise ValueError(f"this is poison: {value[POISON]}")
-        return answer(value, version)
+        return answer(value, version, field)
 
     return predict

@@ -5,7 +5,7 @@ provenance names one version, this input and this value, is what it can see of "
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -26,11 +26,15 @@ def digest(value: Any, size: int) -> str:
 class Checker:
     """One look at the whole database."""
 
-    def __init__(self, database: Any, known: Iterable[Known], live: int) -> None:
+    def __init__(
+        self, database: Any, known: Iterable[Known], live: int, fields: Sequence[str]
+    ) -> None:
         self.live = live
+        self.fields = fields
         self.documents = {_key(each["_id"]): each for each in database["docs"].find()}
         self.failures = {
-            _key(each["document"]): each for each in database["superduper.failures"].find()
+            (each["imputation"], _key(each["document"])): each
+            for each in database["superduper.failures"].find()
         }
         self.counts: Counter[str] = Counter()
         self.violations: list[str] = []
@@ -50,11 +54,16 @@ class Checker:
         self.violations += [f"{each['_id']!r}: nobody made it" for each in self.documents.values()]
 
     def _count(self, document: Mapping[str, Any], key: bytes) -> None:
-        if "y" not in document:
-            self.counts["blank"] += 1
-        else:
-            self.counts["given" if str(document["y"]).startswith("U") else "filled"] += 1
-        self.counts["dead"] += self.failures.get(key, {}).get("state") == "dead"
+        for field in self.fields:
+            if field not in document:
+                self.counts["blank"] += 1
+            else:
+                given = str(document[field]).startswith("U")
+                self.counts["given" if given else "filled"] += 1
+            self.counts["dead"] += self._failure(field, key).get("state") == "dead"
+
+    def _failure(self, field: str, key: bytes) -> dict[str, Any]:
+        return self.failures.get((f"docs/fill_{field}", key), {})
 
     def _wrong(
         self, state: State, document: dict[str, Any] | None, key: bytes, inputs: list[Any]
@@ -66,40 +75,54 @@ class Checker:
             return "it is lost"
         if _key(document.get("x", MISSING)) != _key(state.x):
             return f"x is {document.get('x', MISSING)!r} and should be {state.x!r}"
-        if not set(document) <= {"_id", "x", "y", "_fill"}:
+        if not set(document) <= {"_id", "x", "_fill", *self.fields}:
             return f"it has fields nobody wrote: {sorted(document)}"
-        if state.y != MISSING:
-            return None if document.get("y") == state.y else f"I1: y is {document.get('y')!r}"
-        if is_poison(state.x):
-            return self._wrong_poison(document, key, inputs)
-        if "y" not in document:
-            return f"I4: it is blank, with {self.failures.get(key, {}).get('error')}"
-        return _wrong_fill(document, [state.x], self.live)
+        if not set(document.get("_fill", ())) <= set(self.fields):
+            return f"I7: its provenance is {document['_fill']!r}"
+        found = (self._wrong_field(field, state, document, key, inputs) for field in self.fields)
+        return next((wrong for wrong in found if wrong), None)
 
-    def _wrong_poison(self, document: dict[str, Any], key: bytes, inputs: list[Any]) -> str | None:
-        failure = self.failures.get(key)
-        if failure is None or failure["state"] != "dead":
-            return f"I5: it is poison and its failure is {failure and failure['state']}"
+    def _wrong_field(
+        self, field: str, state: State, document: dict[str, Any], key: bytes, inputs: list[Any]
+    ) -> str | None:
+        if field in state.given:
+            value = document.get(field)
+            return None if value == state.given[field] else f"I1: {field} is {value!r}"
+        if is_poison(state.x):
+            return self._wrong_poison(field, document, key, inputs)
+        if field not in document:
+            error = self._failure(field, key).get("error")
+            return f"I4: {field} is blank, with {error}"
+        return _wrong_fill(field, document, [state.x], self.live)
+
+    def _wrong_poison(
+        self, field: str, document: dict[str, Any], key: bytes, inputs: list[Any]
+    ) -> str | None:
+        failure = self._failure(field, key)
+        if failure.get("state") != "dead":
+            return f"I5: it is poison and its failure is {failure.get('state')}"
         if failure["attempts"] > MOST_ATTEMPTS or not failure["error"]:
             return f"I5: {failure['attempts']} attempts, error {failure['error']}"
         if failure["version"] != self.live or failure["input"] != digest(document["x"], 16):
             return f"I5: its failure is of version {failure['version']} or of another input"
         # What was computed from an earlier input stays until something can take its place.
         usable = [each for each in inputs if not is_poison(each)]
-        return _wrong_fill(document, usable, self.live) if "y" in document else None
+        return _wrong_fill(field, document, usable, self.live) if field in document else None
 
 
-def _wrong_fill(document: Mapping[str, Any], inputs: list[Any], live: int) -> str | None:
-    """What contradicts that y was made of one of these inputs by one version."""
-    fill, value = document.get("_fill", {}).get("y"), document["y"]
-    if not isinstance(fill, Mapping) or set(fill) != KEYS or set(document["_fill"]) != {"y"}:
-        return f"I7: y is {value!r} and its provenance {document.get('_fill')!r}"
+def _wrong_fill(
+    field: str, document: Mapping[str, Any], inputs: list[Any], live: int
+) -> str | None:
+    """What contradicts that a field was made of one of these inputs by one version."""
+    fill, value = document.get("_fill", {}).get(field), document[field]
+    if not isinstance(fill, Mapping) or set(fill) != KEYS:
+        return f"I7: {field} is {value!r} and its provenance {document.get('_fill')!r}"
     version = fill["version"]
     if version not in range(1, live + 1) or fill["value"] != digest(value, 8):
-        return f"I7: y is {value!r} and its provenance {fill!r}"
-    made_of = [each for each in inputs if answer(each, version) == value]
+        return f"I7: {field} is {value!r} and its provenance {fill!r}"
+    made_of = [each for each in inputs if answer(each, version, field) == value]
     if not any(fill["input"] == digest(each, 16) for each in made_of):
-        return f"I2: y is {value!r}, x is {document['x']!r}, and its provenance {fill!r}"
+        return f"I2: {field} is {value!r}, x is {document['x']!r}, and its provenance {fill!r}"
     return None
 
 

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ LEASE_SECONDS = 3.0
 PREDICT_SECONDS = 3.0
 STORE_SECONDS = 90.0
 OPLOG_ENTRIES = 2_000
-NAME = "fill"
+FIELDS = ("y", "z", "w", "v", "u")
 
 
 class Workers:
@@ -94,7 +94,10 @@ class Workers:
 class Place:
     """A store with a live watcher, and what can be done to it."""
 
-    def __init__(self, folder: Path, client: Client, proxy: Proxy, module: str) -> None:
+    def __init__(
+        self, folder: Path, client: Client, proxy: Proxy, module: str, fields: Sequence[str]
+    ) -> None:
+        self.fields = fields
         self.folder = folder
         self.client = client
         self.proxy = proxy
@@ -107,22 +110,25 @@ class Place:
         self._port = parse_uri(self.address)["nodelist"][0][1]
 
     def declare(self) -> None:
-        """Register the model and let it fill y from x."""
+        """Register a model for each field and let it fill that from x."""
         docs = self.client["chaos"]["docs"]
-        docs.create_model("answer", model(1))
-        docs.create_watcher(NAME, model="answer", key="x", target="y")
+        for field in self.fields:
+            docs.create_model(f"answer_{field}", model(1, field))
+            docs.create_watcher(f"fill_{field}", model=f"answer_{field}", key="x", target=field)
 
     def promote(self, database: Any) -> None:
-        """Register the next version of the model and make it live."""
-        made = self.client["chaos"]["docs"].create_model("answer", model(self.live + 1))
-        Imputations(database).activate(
-            "docs",
-            NAME,
-            self.live + 1,
-            by="chaos",
-            reason="chaos",
-            model_version=made["version"],
-        )
+        """Register the next version of each model and make it live."""
+        docs, version = self.client["chaos"]["docs"], self.live + 1
+        for field in self.fields:
+            made = docs.create_model(f"answer_{field}", model(version, field))
+            Imputations(database).activate(
+                "docs",
+                f"fill_{field}",
+                version,
+                by="chaos",
+                reason="chaos",
+                model_version=made["version"],
+            )
         self.live += 1
 
     def kill_store(self) -> None:
@@ -137,10 +143,12 @@ class Place:
 
 
 @contextlib.contextmanager
-def place(module: str = "superduper.imputations.work") -> Iterator[Place]:
+def place(
+    module: str = "superduper.imputations.work", fields: Sequence[str] = FIELDS[:1]
+) -> Iterator[Place]:
     """A place in a folder of its own; nothing of it is left afterwards.
 
-    `module` is what its workers run.
+    `module` is what its workers run, `fields` what they fill.
     """
     with tempfile.TemporaryDirectory(prefix="superduper-chaos-") as name:
         folder = Path(name)
@@ -149,7 +157,7 @@ def place(module: str = "superduper.imputations.work") -> Iterator[Place]:
         attachment = attach(folder / "store")
         client = Client(attachment.address, attachment)
         proxy = Proxy(parse_uri(client.address)["nodelist"][0][1])
-        here = Place(folder, client, proxy, module)
+        here = Place(folder, client, proxy, module, fields)
         try:
             yield here
         finally:

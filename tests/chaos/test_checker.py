@@ -13,9 +13,9 @@ POISON = {"poison": "raise", "n": 1}
 
 
 def filled(x: Any, *, version: int = 1, value: Any = None, inputs: Any = None) -> dict[str, Any]:
-    y = answer(x, version) if value is None else value
+    y = answer(x, version, "y") if value is None else value
     record = fill_record(
-        imputation="fill",
+        imputation="fill_y",
         version=version,
         at=1,
         inputs=input_hash([x if inputs is None else inputs]),
@@ -31,23 +31,23 @@ def known(*states: State) -> Known:
 def violations(database: Any, document: dict[str, Any] | None, *states: State) -> list[str]:
     if document is not None:
         database["docs"].insert_one(document)
-    return Checker(database, [known(*states)], live=1).violations
+    return Checker(database, [known(*states)], live=1, fields=["y"]).violations
 
 
 @pytest.mark.parametrize(
     ("document", "state", "wrong"),
     [
         (filled(5), State(5), None),
-        ({"_id": 1, "x": 5, "y": "U1"}, State(5, "U1"), None),
+        ({"_id": 1, "x": 5, "y": "U1"}, State(5, {"y": "U1"}), None),
         (None, State(5, there=False), None),
-        (filled(5), State(5, "U1"), "I1"),
+        (filled(5), State(5, {"y": "U1"}), "I1"),
         (filled(5, inputs=6), State(5), "I2"),
         ({**filled(6), "x": 5}, State(5), "I2"),
         ({"_id": 1, "x": 5}, State(5), "I4"),
         ({"_id": 1, "x": POISON}, State(POISON), "I5"),
         (filled(5), State(5, there=False), "I6"),
         (filled(5, version=2), State(5), "I7"),
-        ({"_id": 1, "x": 5, "y": answer(5, 1)}, State(5), "I7"),
+        ({"_id": 1, "x": 5, "y": answer(5, 1, "y")}, State(5), "I7"),
         (None, State(5), "lost"),
         ({"_id": 1, "x": 6}, State(5), "x is 6"),
         ({**filled(5), "z": 1}, State(5), "fields nobody wrote"),

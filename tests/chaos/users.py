@@ -6,13 +6,12 @@ Each document belongs to one user. An operation whose outcome is unknown leaves 
 the user then leaves that document alone, and the checker accepts either.
 """
 
-import copy
 import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bson import ObjectId
@@ -35,10 +34,10 @@ Change = Callable[[Any], Any]
 
 @dataclass
 class State:
-    """What a user knows of a document: its input, the value a person gave, and whether it is."""
+    """What a user knows of a document: its input, the values people gave, and whether it is."""
 
     x: Any
-    y: str = MISSING
+    given: dict[str, str] = field(default_factory=dict)
     there: bool = True
 
 
@@ -65,6 +64,7 @@ class User(threading.Thread):
         address: str,
         *,
         world: threading.Lock,
+        fields: Sequence[str],
         seed: int,
         inserts: int,
         seconds: float,
@@ -76,6 +76,7 @@ class User(threading.Thread):
         self.halt = threading.Event()
         self.error: BaseException | None = None
         self._world = world
+        self._fields = fields
         self._address = address
         self._random = random.Random(f"{seed} {number}")
         self._inserts = inserts
@@ -92,7 +93,7 @@ class User(threading.Thread):
                     self.halt.wait(max(0.0, began + ahead - time.monotonic()))
                     with self._world:
                         self._insert(docs)
-                    while self._random.random() < 0.45:
+                    while self._chance(0.45):
                         with self._world:
                             self._change(docs)
         except BaseException as error:  # shown by the harness, which fails
@@ -103,8 +104,7 @@ class User(threading.Thread):
     def _insert(self, docs: Any) -> None:
         known = Known(self._new_id(), [State(None, there=False)])
         state = State(self._new_input())
-        if self._random.random() < 0.1:
-            state.y = self._new_value()
+        state.given = {name: self._new_value() for name in self._fields if self._chance(0.1)}
         self.record.append(known)
         document = {"_id": known.id, **_body(state)}
         self._do("insert", known, state, lambda: docs.insert_one(document))
@@ -114,23 +114,25 @@ class User(threading.Thread):
         if not usable:
             return
         known, that = usable[0], {"_id": usable[0].id}
-        state = copy.copy(known.states[0])
+        before = known.states[0]
+        state = replace(before, given=dict(before.given))
+        name = self._random.choice(self._fields)
         kind = self._random.choices(
             ["set y", "set x", "unset y", "replace", "delete"], [25, 35, 17, 11, 12]
         )[0]
         act: Callable[[], Any]
         if kind == "set y":
-            state.y = self._new_value()
-            act = lambda: docs.update_one(that, {"$set": {"y": state.y}})  # noqa: E731
+            state.given[name] = self._new_value()
+            act = lambda: docs.update_one(that, {"$set": {name: state.given[name]}})  # noqa: E731
         elif kind == "set x":
             state.x = self._new_input(state.x)
             act = lambda: docs.update_one(that, {"$set": {"x": state.x}})  # noqa: E731
         elif kind == "unset y":
-            state.y = MISSING
-            act = lambda: docs.update_one(that, {"$unset": {"y": ""}})  # noqa: E731
+            state.given.pop(name, None)
+            act = lambda: docs.update_one(that, {"$unset": {name: ""}})  # noqa: E731
         elif kind == "replace":
             state.x = self._new_input()
-            state.y = self._new_value() if self._random.random() < 0.3 else MISSING
+            state.given = {each: self._new_value() for each in self._fields if self._chance(0.3)}
             act = lambda: docs.replace_one(that, _body(state))  # noqa: E731
         else:
             state.there = False
@@ -174,6 +176,9 @@ class User(threading.Thread):
         ]
         return self._random.choice(kinds)
 
+    def _chance(self, share: float) -> bool:
+        return self._random.random() < share
+
     def _new_value(self) -> str:
         return f"U{self._random.getrandbits(64):x}"
 
@@ -201,4 +206,4 @@ class User(threading.Thread):
 
 
 def _body(state: State) -> dict[str, Any]:
-    return {"x": state.x} if state.y == MISSING else {"x": state.x, "y": state.y}
+    return {"x": state.x, **state.given}
