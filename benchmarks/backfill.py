@@ -23,7 +23,7 @@ BATCH = 500
 FRAME = 256
 WIDTHS = (0, 2048)
 ROUNDS = 3
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.2
 GUARDED, BLIND = "by hand, guarded", "by hand, blind"
 
 Took = dict[str, float]

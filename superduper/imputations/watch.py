@@ -36,7 +36,7 @@ STREAM_BATCH = 64
 WAIT_MS = 500
 # An insert that wakes who waits for it must share the store's one processor with them. While
 # changes keep coming nobody waits: what has come is fetched in these intervals, all at once.
-GATHER_SECONDS = 0.02
+GATHER_SECONDS = 0.05
 GATHER_FOR_SECONDS = 0.3
 # A scan's fills come back one by one; fetching them in heaps halves what they cost.
 ECHO_BATCH = 1024

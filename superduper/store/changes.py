@@ -26,7 +26,10 @@ BEHIND_SECONDS = 5.0
 KINDS = ("insert", "replace", "update", "delete")
 
 NAMES = {
-    "$map": {"input": {"$objectToArray": "$updateDescription.updatedFields"}, "in": "$$this.k"}
+    "$let": {
+        "vars": {"fields": {"$objectToArray": "$updateDescription.updatedFields"}},
+        "in": "$$fields.k",
+    }
 }
 # One new document for each event: on the embedded store half the cost of a `$project`.
 PIPELINE: tuple[dict[str, Any], ...] = (
