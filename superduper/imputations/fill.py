@@ -36,7 +36,7 @@ SERVER_TROUBLE = frozenset(
 )
 _NUMBERS = {bool: "bool", float: "double", Int64: "long", Decimal128: "decimal"}
 _PLAIN = (str, bytes, bool, int, float, Decimal128, ObjectId, datetime.datetime, DatetimeMS)
-#: Inputs of documents over this are compared by their size.
+#: Inputs over this are compared by their size.
 LARGE_BYTES = 64 << 10
 _NOT_AN_ARRAY = {"$not": {"$type": "array"}}
 
@@ -53,8 +53,8 @@ class Stale:
 class Fill:
     """One value for one field of one document, computed from `inputs` (by path, as they were read).
 
-    The input path `_base` holds the whole document as it was read. Inputs of a `large` one are not
-    sent back.
+    The input path `_base` holds the whole document as it was read. A `large` document may have
+    inputs that are not sent back.
     """
 
     document_id: Any
@@ -92,13 +92,16 @@ class _Condition:
         else:
             self._compare(f"${path}", value, exact=exact)
 
-    def of_size(self, path: str, value: Any) -> None:
-        """As many bytes as the value that was read."""
-        there: Any = "$$ROOT"
+    def alike(self, path: str, value: Any, *, exact: bool) -> None:
+        """As many bytes as the value that was read, if they are many; else equal."""
+        there: Any = "$$ROOT" if path == BASE else {"value": f"${path}"}
+        size = len(bson.encode(value if path == BASE else {"value": value}))
+        if size <= LARGE_BYTES:
+            self.equal(path, value, exact=exact)
+            return
         if path != BASE:
             self.no_arrays_above(path)
-            there, value = {"value": f"${path}"}, {"value": value}
-        self.expressions.append({"$eq": [{"$bsonSize": there}, len(bson.encode(value))]})
+        self.expressions.append({"$eq": [{"$bsonSize": there}, size]})
 
     def _compare(self, expression: str, value: Any, *, exact: bool) -> None:
         literal = {"$literal": value}
@@ -161,7 +164,7 @@ def update_of(*fills: Fill, exact: bool = False) -> UpdateOne:
             condition.equal(provenance, fill.replaces.record, exact=exact)
     for path, (value, large) in inputs.items():
         if large:
-            condition.of_size(path, value)
+            condition.alike(path, value, exact=exact)
         else:
             condition.equal(path, value, exact=exact)
     if not condition.expressions:

@@ -12,7 +12,7 @@ from pymongo import MongoClient
 from pymongo.database import Database
 from pymongo.monitoring import CommandListener
 
-from superduper.imputations.fill import LARGE_BYTES
+from superduper.imputations.fill import LARGE_BYTES, update_of, write
 from superduper.imputations.process import Prepared
 from superduper.imputations.provenance import input_hash
 
@@ -94,6 +94,15 @@ def test_whoever_is_killed_between_writing_and_looking_has_a_successor(
         assert_filled_from(found, new)
     else:
         assert found.get("y") == (describe(old) if mode == "keep" else None)
+
+
+def test_a_small_input_beside_a_large_one_is_compared(database: Database[Any]) -> None:
+    filling = Filling(database, lambda value: value["x"], record_of(inputs=["x", "z"]))
+    filling.docs.insert_one({"_id": 1, "x": 1, "z": vector(1.0)})
+    prepared = filling.filler.prepare(filling.filler.read([1]))
+    filling.docs.update_one({"_id": 1}, {"$set": {"x": 2}})
+    assert write(filling.docs, [update_of(fill) for _, fill in prepared.fills]).modified == 0
+    assert "y" not in (filling.docs.find_one() or {})
 
 
 def test_a_whole_document(database: Database[Any]) -> None:
