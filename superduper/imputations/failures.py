@@ -133,7 +133,7 @@ class Failures:
                             },
                             "input": case.input,
                             "version": case.version,
-                            "state": _DEAD_OR_RETRIED,
+                            "state": _dead_or_retried(),
                             "next_at": next_at,
                             "error": {"$literal": _shortened(error)},
                         }
@@ -228,7 +228,8 @@ def _at_least(attempts: int, case: Case) -> dict[str, Any]:
     return {"$cond": [_is_of(case), {"$max": ["$attempts", attempts]}, attempts]}
 
 
-_DEAD_OR_RETRIED = {"$cond": [{"$gte": ["$attempts", MAX_ATTEMPTS]}, "dead", "retry"]}
+def _dead_or_retried() -> dict[str, Any]:
+    return {"$cond": [{"$gte": ["$attempts", MAX_ATTEMPTS]}, "dead", "retry"]}
 
 
 def stands(failure: Mapping[str, Any], case: Case) -> bool:
