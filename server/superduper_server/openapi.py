@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from superduper.command import PLURALS
 from superduper_server.examples import EXAMPLES
 
 REF = "#/components/schemas/{model}"
@@ -140,16 +141,7 @@ def tag_of(path: str) -> str:
         ("jobs", "jobs", "runs", "highscores"),
         ("tokens", "tokens", "audit"),
         ("server", "status", "healthz", "readyz", "metrics"),
-        (
-            "components",
-            "{name}",
-            "functions",
-            "models",
-            "losses",
-            "metrics",
-            "trainers",
-            "encoders",
-        ),
+        ("components", "{name}", *PLURALS.values()),
     ):
         if any(part in words for part in path.split("/")):
             return tag

@@ -228,7 +228,10 @@ def _kind_endpoints(
     found = []
     for kind, plural in words_of(command).items():
         name = _snake(command)
-        name = name.replace("component", kind) if "component" in name else f"{name}_of_{kind}"
+        if "component" in name:
+            name = name.replace("components", plural).replace("component", kind)
+        else:
+            name = f"{name}_of_{kind}"
         for word in (plural, *HIDDEN_PLURALS.get(kind, ())):
             path = command.route.path.replace("{kinds}", word)
             found.append(
