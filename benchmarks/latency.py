@@ -5,7 +5,7 @@ import threading
 import time
 from typing import Any
 
-from benchmarks.place import Wide, store, until, vectors, worker
+from benchmarks.place import Wide, cpu_seconds, server, store, until, vectors, worker
 
 RATES = (20, 200)
 SECONDS = 30
@@ -43,6 +43,7 @@ def _at_rate(client: Any, rate: int, count: int) -> dict[str, Any]:
     with native.watch([changed], max_await_time_ms=200) as stream:
         follower = threading.Thread(target=follow, args=(stream,))
         follower.start()
+        before = cpu_seconds([server(client)])
         began = time.perf_counter()
         for number, document in enumerate(vectors(count)):
             time.sleep(max(0.0, began + number / rate - time.perf_counter()))
@@ -52,11 +53,13 @@ def _at_rate(client: Any, rate: int, count: int) -> dict[str, Any]:
         follower.join(timeout=DRAIN_SECONDS)
         ended.set()
         follower.join()
+    busy = (cpu_seconds([server(client)]) - before) / took
     times = sorted((filled[each] - inserted[each]) * 1000 for each in filled)
     cuts = statistics.quantiles(times, n=100)
     return {
         "inserts": count,
         "filled": len(filled),
         "inserts_per_second": round(count / took, 1),
+        "store_cpu_seconds_per_second": round(busy, 2),
         "milliseconds": {"p50": cuts[49], "p90": cuts[89], "p99": cuts[98], "max": times[-1]},
     }

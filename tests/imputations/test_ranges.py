@@ -27,6 +27,7 @@ from superduper.imputations.isolate import BatchSize
 from superduper.imputations.ranges import NAME, Claim, Ranges
 from superduper.imputations.scan import Scan, walk, wanted
 from superduper.jobs.worker import alive_workers
+from superduper.store.mongo import server_now_ms
 from tests.waiting import until
 
 IDS: list[Any] = [
@@ -183,6 +184,31 @@ def test_who_leads_waits_for_who_helps(filling: Filling, imputations: Imputation
     assert filling.docs.count_documents({"y": describe(1)}) == len(IDS)
     scan = imputations.get("docs", "imputation").scan
     assert (scan["state"], scan["seen"], scan["filled"]) == ("done", len(IDS), len(IDS))
+
+
+def test_a_worker_that_comes_later_has_a_part(
+    filling: Filling, imputations: Imputations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("superduper.imputations.scan.NEWCOMERS_SECONDS", 0.0)
+    scan = scan_of(filling, imputations, imputations.get("docs", "imputation"))
+    prepare, plans = scan.filler.prepare, list[tuple[str, int]]()
+
+    def two_more_come(documents: Any) -> Any:
+        now = imputations.get("docs", "imputation").scan
+        plans.append((now["plan"], now["ranges"]))
+        if len(plans) == 2:
+            seen_at = server_now_ms(imputations.database) + 60_000
+            imputations.database["superduper.workers"].insert_many(
+                [{"seen_at": seen_at}, {"seen_at": seen_at}, {"seen_at": seen_at}]
+            )
+        return prepare(documents)
+
+    scan.filler.prepare = two_more_come  # type: ignore[method-assign]
+    assert scan.lead()
+    assert filling.docs.count_documents({"y": describe(1)}) == len(IDS)
+    assert [count for _, count in dict(plans).items()] == [1, 12]
+    seen = imputations.get("docs", "imputation").scan["seen"]
+    assert len(IDS) <= seen <= len(IDS) + 1, "only the place reached is looked at twice"
 
 
 def test_an_earlier_leader_begins_no_scan(watching: Watching) -> None:
