@@ -1,7 +1,10 @@
 """The web application: one service on one database, behind one guard."""
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -11,6 +14,7 @@ from starlette.responses import Response
 
 import superduper
 from superduper.service import Service
+from superduper.serving.batcher import Batcher
 from superduper_server import openapi
 from superduper_server.admin_routes import admin_endpoints
 from superduper_server.auth import Authenticator, FailureLimit, Guard, QuickGuard
@@ -19,6 +23,7 @@ from superduper_server.docs_page import add_docs
 from superduper_server.fast import FastDoor, FastPath
 from superduper_server.health import Readiness, add_health
 from superduper_server.limits import BodyLimit, Limits
+from superduper_server.loop_batcher import LoopBatcher
 from superduper_server.model_figures import ModelFigures
 from superduper_server.observe import Figures, Front, RequestIds
 from superduper_server.origins import TrustedHosts
@@ -94,8 +99,12 @@ def build_app(
 def _bare_app(backend: Backend) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        hosts = backend.service.context.hosts
+        loop = asyncio.get_running_loop()
+        hosts.batch_with(partial(LoopBatcher, loop, threading.get_ident()))
         yield
         backend.stop()
+        await asyncio.to_thread(hosts.batch_with, Batcher)  # this loop ends
         backend.close()
 
     return FastAPI(

@@ -23,7 +23,11 @@ from superduper_server.tokens import INSECURE, TOKEN, Identity, Tokens, matches
 logger = logging.getLogger(__name__)
 
 CACHE_SECONDS = 2.0
+FRESH_SECONDS = 1.0
+"""Who asks often is looked up again after this time, so that nobody need wait for it."""
+
 CACHE_SIZE = 10_000
+NEVER: tuple[float, None] = (0.0, None)
 WINDOW_SECONDS = 60.0
 LOOKUP_SECONDS = 10.0
 
@@ -85,7 +89,10 @@ class Authenticator:
         self._pool = pool
         self._clock = clock
         self._cache: OrderedDict[str, tuple[float, dict[str, Any]]] = OrderedDict()
+        # Headers whose secret was compared with a record: it need not be again with the same one.
+        self._compared: OrderedDict[str, tuple[dict[str, Any], Identity]] = OrderedDict()
         self._notes: set[asyncio.Task[None]] = set()
+        self._refreshing: set[str] = set()
 
     async def identify(self, authorization: str, address: str) -> Identity:
         """Who it is.
@@ -107,13 +114,31 @@ class Authenticator:
 
     def identify_now(self, authorization: str) -> Identity | None:
         """Who it is, if that needs no look-up and nothing is to be noted; None says nothing."""
+        found = self._compared.get(authorization)
+        if found is None or self._cache.get(found[0]["_id"], NEVER)[1] is not found[0]:
+            found = self._compare(authorization)
+        if found is None:
+            return None
+        record, identity = found
+        age = self._clock() - self._cache[record["_id"]][0]
+        if age >= CACHE_SECONDS:
+            return None
+        if age >= FRESH_SECONDS:
+            self._refresh(record["_id"])
+        is_fine = self.tokens.is_valid(record) and self.tokens.is_use_noted(record)
+        return identity if is_fine else None
+
+    def _compare(self, authorization: str) -> tuple[dict[str, Any], Identity] | None:
+        self._compared.pop(authorization, None)
         scheme, _, text = authorization.partition(" ")
         found = TOKEN.fullmatch(text.strip()) if scheme.lower() == "bearer" else None
-        read_at, record = self._cache.get(found[1], (0.0, None)) if found else (0.0, None)
-        if found is None or record is None or self._clock() - read_at >= CACHE_SECONDS:
+        record = self._cache.get(found[1], NEVER)[1] if found else None
+        if found is None or record is None or not matches(record, found[2]):
             return None
-        known = matches(record, found[2]) and self.tokens.is_valid(record)
-        return _identity_of(record) if known and self.tokens.is_use_noted(record) else None
+        compared = self._compared[authorization] = record, _identity_of(record)
+        if len(self._compared) > CACHE_SIZE:
+            self._compared.popitem(last=False)
+        return compared
 
     def _refuse_stranger(self, address: str) -> NoReturn:
         if self.failures.is_reached(address):
@@ -122,7 +147,7 @@ class Authenticator:
         raise Unauthorized("the token is not valid")
 
     async def _record(self, id: str, address: str) -> dict[str, Any] | None:
-        read_at, record = self._cache.get(id, (0.0, None))
+        read_at, record = self._cache.get(id, NEVER)
         if record is not None and self._clock() - read_at < CACHE_SECONDS:
             return record
         if record is None and self.failures.is_reached(address):
@@ -131,6 +156,24 @@ class Authenticator:
         record = await self._pool.run(lambda: self._find(id), seconds=LOOKUP_SECONDS)
         self._remember(id, asked_at, record)
         return record
+
+    def _refresh(self, id: str) -> None:
+        if id in self._refreshing:
+            return
+        self._refreshing.add(id)
+        task = asyncio.create_task(self._look_up_again(id))
+        self._notes.add(task)
+        task.add_done_callback(self._notes.discard)
+
+    async def _look_up_again(self, id: str) -> None:
+        asked_at = self._clock()
+        try:
+            record = await self._pool.run(lambda: self._find(id), seconds=LOOKUP_SECONDS)
+            self._remember(id, asked_at, record)
+        except SuperduperError as error:  # whoever asks next looks up and is told
+            logger.warning("token %s not found: %s", id, error, extra={"event": "token.find"})
+        finally:
+            self._refreshing.discard(id)
 
     def _find(self, id: str) -> dict[str, Any] | None:
         with database_errors():

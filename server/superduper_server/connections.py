@@ -14,7 +14,7 @@ import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from superduper_server.fast import FastPath
-from superduper_server.fast_lane import FastLane
+from superduper_server.fast_lane import FastLane, Heads
 from superduper_server.limits import Limits
 
 # Files that the server needs beside its connections: the database's sockets, pipes, key files.
@@ -27,6 +27,7 @@ class Connections:
     def __init__(self, limits: Limits, fast: FastPath | None = None) -> None:
         self.limits = limits
         self.fast = fast
+        self.heads = Heads()
         self.most = min(limits.connections, _files_allowed() - SPARE_FILES)
         self.refused = 0
         self._by_address: Counter[str] = Counter()
@@ -60,12 +61,11 @@ class Connection(FastLane):
     """
 
     def __init__(self, connections: Connections, **parts: Any) -> None:
-        super().__init__(connections.fast, **parts)
+        super().__init__(connections.fast, connections.heads, **parts)
         self.limits = connections.limits
         self._connections = connections
         self._address: str | None = None
         self._is_in_head = False
-        self._is_in_message = False
         self._head_bytes = 0
         self._deadline: asyncio.TimerHandle | None = None
         self._reading: asyncio.TimerHandle | None = None
@@ -97,6 +97,9 @@ class Connection(FastLane):
         """Bytes of a request, of several, or of none."""
         if self.transport.is_closing():
             return
+        if self.take_known(data):
+            self._forget_deadline()
+            return
         super().data_received(data)
         if self._is_in_head:
             self._head_bytes += len(data)
@@ -108,7 +111,7 @@ class Connection(FastLane):
     def on_message_begin(self) -> None:
         """The first byte of a request."""
         super().on_message_begin()
-        self._is_in_head = self._is_in_message = True
+        self._is_in_head = True
         self._head_bytes = 0
         if self._is_idle():
             self._expect_head()
@@ -125,7 +128,6 @@ class Connection(FastLane):
 
     def on_message_complete(self) -> None:
         """The last byte of a request."""
-        self._is_in_message = False
         if self._is_idle():
             self._forget_deadline()
         super().on_message_complete()

@@ -6,12 +6,13 @@ not known at this moment, is unusual, or may not be done, is left to the ordinar
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import ClientDisconnect
 
-from superduper.serving.batcher import Outcomes
+from superduper.serving.batches import Outcomes
 from superduper_server.auth import QuickGuard
 from superduper_server.backend import unless_gone
 from superduper_server.limits import Application, Message, Receive, Scope, Send
@@ -24,6 +25,22 @@ from superduper_server.traces import Tracer
 RawHeaders = list[tuple[bytes, bytes]]
 Send3 = Callable[[int, RawHeaders, bytes], None]
 """Is given status, headers and body of the answer, at once or later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What is known of a request before its body, if it may take a short way."""
+
+    place: Place
+    fields: Mapping[str, str]
+
+    @classmethod
+    def of(cls, place: Place, headers: RawHeaders) -> "Head | None":
+        """From headers with names in small letters; None if they are unusual."""
+        fields = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
+        if len(fields) != len(headers) or "content-encoding" in fields:
+            return None
+        return cls(place, fields)
 
 
 class FastPath:
@@ -46,25 +63,25 @@ class FastPath:
         self.tracer = tracer
         self.begun = 0
 
-    def begin(self, place: Place, headers: RawHeaders, body: bytes, send: Send3) -> "Work | None":
+    def begin(self, head: Head, body: bytes, send: Send3) -> "Work | None":
         """Answer a request through `send`, unless it must go the ordinary way: then None."""
-        head = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
-        if len(head) != len(headers) or "content-encoding" in head or self._core.stopping:
+        if self._core.stopping:
             return None
+        place, fields = head.place, head.fields
         if place.template == MODEL_PATH and b"version" in body:
             return None  # it may name another than the live one
         target = self._models.get_now(place)
         if target is None or self._models.is_unloaded(place.model):
             return None
-        identity = self._guard.admit("POST", place.template, head)
+        identity = self._guard.admit("POST", place.template, fields)
         if identity is None:
             return None
         self.begun += 1
-        work = Work(self, place, head, send, self._ids.of(head.get("x-request-id", "")))
+        work = Work(self, head, send, self._ids.of(fields.get("x-request-id", "")))
         try:
             self._guard.take(identity)
             work.identity = identity
-            job = read(place, target, head, "", body)
+            job = read(place, target, fields, "", body)
             work.start(self._core, job, identity.id)
         except Exception as error:  # whatever it is, the client must hear of it
             work.fail(error)
@@ -92,18 +109,14 @@ class Work:
         "_id",
         "_job",
         "_path",
-        "_place",
         "_send",
         "_span",
         "_ticket",
         "identity",
     )
 
-    def __init__(
-        self, path: FastPath, place: Place, head: dict[str, str], send: Send3, request_id: str
-    ) -> None:
+    def __init__(self, path: FastPath, head: Head, send: Send3, request_id: str) -> None:
         self._path = path
-        self._place = place
         self._head = head
         self._send = send
         self._id = request_id
@@ -113,7 +126,7 @@ class Work:
         self.identity: Identity | None = None
         path.is_in_flight(1)
         if path.tracer is not None:
-            self._span = path.tracer.begin("POST", head, request_id)
+            self._span = path.tracer.begin("POST", head.fields, request_id)
 
     def start(self, core: Predictions, job: Job, owner: str) -> None:
         """Have the job run."""
@@ -132,8 +145,8 @@ class Work:
 
     def fail(self, error: Exception) -> None:
         """Answer with an error."""
-        path = "/v2/" if self._place.model else ""
-        status, headers, body = error_answer(path, self._head, error, self._id)
+        path = "/v2/" if self._head.place.model else ""
+        status, headers, body = error_answer(path, self._head.fields, error, self._id)
         self._answer(status, headers, body)
 
     def _finish(self, result: Outcomes | Exception) -> None:
@@ -147,7 +160,7 @@ class Work:
             self.fail(error)
             return
         headers = [(name.encode(), value.encode()) for name, value in said.items()]
-        headers.append((b"content-length", str(len(body)).encode()))
+        headers.append((b"content-length", b"%d" % len(body)))
         self._answer(200, headers, body)
 
     def _answer(self, status: int, headers: RawHeaders, body: bytes) -> None:
@@ -158,11 +171,11 @@ class Work:
         """Note the end; False if it has ended before."""
         if self._began < 0:
             return False
-        self._path.note(self._place, status, time.perf_counter() - self._began)
+        self._path.note(self._head.place, status, time.perf_counter() - self._began)
         self._path.is_in_flight(-1)
         self._began = -1.0
         if self._path.tracer is not None:
-            self._path.tracer.end(self._span, "POST", self._place.template, status)
+            self._path.tracer.end(self._span, "POST", self._head.place.template, status)
         if self.identity is not None:
             self._path.give_back(self.identity)
         return True
@@ -176,8 +189,8 @@ class FastDoor:
         self.fast = fast
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        place = self._place(scope)
-        if place is None:
+        head = self._head(scope)
+        if head is None:
             await self.app(scope, receive, send)
             return
         first = await receive()
@@ -190,7 +203,7 @@ class FastDoor:
             if not answer.done():
                 answer.set_result((status, headers, body))
 
-        work = self.fast.begin(place, scope["headers"], first.get("body", b""), take)
+        work = self.fast.begin(head, first.get("body", b""), take)
         if work is None:
             await self.app(scope, _replay(first, receive), send)
             return
@@ -203,12 +216,13 @@ class FastDoor:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    def _place(self, scope: Scope) -> Place | None:
+    def _head(self, scope: Scope) -> Head | None:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["query_string"]:
             return None
         if not is_small(scope["headers"]):
             return None
-        return find_place(scope.get("raw_path", b"").decode("latin-1"))
+        place = find_place(scope.get("raw_path", b"").decode("latin-1"))
+        return None if place is None else Head.of(place, scope["headers"])
 
 
 def _replay(first: Message, receive: Receive) -> Receive:

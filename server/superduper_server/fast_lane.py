@@ -2,15 +2,47 @@
 
 It takes a request that came whole in one piece, alone on its connection, over HTTP/1.1 that goes
 on. uvicorn sees a cycle that is busy, so its own rules hold for what comes after it, for closing
-and for shutting down.
+and for shutting down. A head that was parsed before is not parsed again: clients that keep their
+connection send the same bytes each time.
 """
 
+from collections import OrderedDict
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from superduper_server.fast import FastPath, RawHeaders, Work, is_small
-from superduper_server.models import Place, find_place
+from superduper_server.fast import FastPath, Head, RawHeaders, Work, is_small
+from superduper_server.models import find_place
+
+HEAD_END = b"\r\n\r\n"
+REMEMBERED = 1024
+LONGEST_REMEMBERED = 1024
+ONCE = frozenset({"x-request-id", "traceparent"})
+"""Headers that differ in every request: a head with one will not come again."""
+
+
+class Heads:
+    """Heads of requests by their bytes, each with the length of the body that it announces."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[bytes, tuple[Head, int]] = OrderedDict()
+
+    def find(self, data: bytes) -> tuple[Head, bytes] | None:
+        """Head and body of data that is exactly one request, if its head is known."""
+        end = data.find(HEAD_END) + len(HEAD_END)
+        found = self._known.get(data[:end])
+        if found is None or len(data) - end != found[1]:
+            return None
+        return found[0], data[end:]
+
+    def note(self, data: bytes, head: Head, length: int) -> None:
+        """Remember the head of data, if that is exactly one request with a body of that length."""
+        end = data.find(HEAD_END) + len(HEAD_END)
+        is_whole = len(data) - end == length
+        if is_whole and end <= LONGEST_REMEMBERED and ONCE.isdisjoint(head.fields):
+            self._known[data[:end]] = head, length
+            if len(self._known) > REMEMBERED:
+                self._known.popitem(last=False)
 
 
 class _Told:
@@ -34,26 +66,67 @@ class _Cycle:
 class FastLane(HttpToolsProtocol):
     """A connection whose predictions may take the short way."""
 
-    def __init__(self, fast: FastPath | None, **parts: Any) -> None:
+    def __init__(self, fast: FastPath | None, heads: Heads, **parts: Any) -> None:
         super().__init__(**parts)
         self._fast = fast
-        self._place: Place | None = None
+        self._heads = heads
+        self._head: Head | None = None
         self._body = b""
         self._work: Work | None = None
+        self._cycle = _Cycle()
+        self._taken: tuple[Head, int] | None = None
+        self._told: RawHeaders = []
+        self._told_lines = b""
+        self._quiet_since = 0.0
+        self._is_in_message = False
+
+    # A head that is known --------------------------------------------------------------------
+
+    def take_known(self, data: bytes) -> bool:
+        """Answer a request whose head is known by its bytes; False if this is none."""
+        if self._fast is None or self._is_in_message or self.flow.write_paused:
+            return False
+        if self.cycle is not None and not self.cycle.response_complete:
+            return False
+        found = self._heads.find(data)
+        return found is not None and self._begin(self._fast, *found)
+
+    def _begin(self, fast: FastPath, head: Head, body: bytes) -> bool:
+        before, cycle = self.cycle, self._cycle
+        cycle.response_complete = False
+        self.cycle = cycle  # type: ignore[assignment]
+        self._work = fast.begin(head, body, self._send)
+        if self._work is None:
+            cycle.response_complete = True
+            self.cycle = before
+            return False
+        if cycle.response_complete:
+            self._work = None  # it has failed at once
+        return True
+
+    # A head that is not ----------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
         """Bytes of a request; what has not come whole by now goes the ordinary way."""
+        self._taken = None
         super().data_received(data)
-        if self._place is not None and not self.transport.is_closing():
+        if self._taken is not None:
+            self._heads.note(data, *self._taken)
+        elif self._head is not None and not self.transport.is_closing():
             self._leave()
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        self._is_in_message = True
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """The head of a request is there: choose its way."""
-        self._place = self._chosen()
-        if self._place is None:
+        self._head = self._chosen()
+        if self._head is None:
             super().on_headers_complete()
 
-    def _chosen(self) -> Place | None:
+    def _chosen(self) -> Head | None:
         if self._fast is None or self.expect_100_continue or self.flow.write_paused:
             return None
         if self.cycle is not None and not self.cycle.response_complete:
@@ -64,58 +137,86 @@ class FastLane(HttpToolsProtocol):
         if not parser.should_keep_alive() or parser.should_upgrade() or not is_small(self.headers):
             return None
         self._body = b""
-        return find_place(self.url.decode("latin-1"))
+        place = find_place(self.url.decode("latin-1"))
+        return None if place is None else Head.of(place, self.headers)
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
-        if self._place is None:
+        if self._head is None:
             super().on_body(body)
         else:
             self._body += body
 
     def on_message_complete(self) -> None:
         """The request is whole."""
-        place, fast = self._place, self._fast
-        if place is None or fast is None:
+        self._is_in_message = False
+        head, fast = self._head, self._fast
+        self._head = None
+        if head is None or fast is None:
             super().on_message_complete()
-            return
-        before, cycle = self.cycle, _Cycle()
-        self.cycle = cycle  # type: ignore[assignment]
-
-        def send(status: int, headers: RawHeaders, body: bytes) -> None:
-            self._send(cycle, status, headers, body)
-
-        self._work = fast.begin(place, self.headers, self._body, send)
-        if self._work is None:
-            self.cycle = before
+        elif not self._begin(fast, head, self._body):
             self._leave()
             super().on_message_complete()
-        self._place = None
+        else:
+            self._taken = head, len(self._body)
 
     def _leave(self) -> None:
         """Let the application have what has come so far."""
-        self._place = None
+        self._head = None
         super().on_headers_complete()
         if self._body:
             super().on_body(self._body)
 
-    def _send(self, cycle: _Cycle, status: int, headers: RawHeaders, body: bytes) -> None:
+    # Answers ---------------------------------------------------------------------------------
+
+    def _send(self, status: int, headers: RawHeaders, body: bytes) -> None:
+        cycle = self._cycle
         self._work = None
+        cycle.response_complete = True
         if self.transport.is_closing():
-            cycle.response_complete = True
             return
         closes = not cycle.keep_alive or (b"connection", b"close") in headers
-        parts = [STATUS_LINE[status]]
-        for name, value in (*self.server_state.default_headers, *headers):
-            parts += (name, b": ", value, b"\r\n")
         if not cycle.keep_alive and (b"connection", b"close") not in headers:
-            parts.append(b"connection: close\r\n")
-        parts += (b"\r\n", body)
-        self.transport.write(b"".join(parts))
-        cycle.response_complete = True
+            headers = [*headers, (b"connection", b"close")]
+        self.transport.write(
+            b"".join((STATUS_LINE[status], self._defaults(), lines(headers), b"\r\n", body))
+        )
         if closes:
             self.transport.close()
-        self.on_response_complete()
+        if closes or self.pipeline or self._is_in_message:
+            self.on_response_complete()
+        else:
+            self.server_state.total_requests += 1
+            self._be_quiet()
+
+    def _defaults(self) -> bytes:
+        """What uvicorn says in every answer; it makes a new list once a second."""
+        told = self.server_state.default_headers
+        if told is not self._told:
+            self._told, self._told_lines = told, lines(told)
+        return self._told_lines
+
+    def _be_quiet(self) -> None:
+        """Wait for the next request, with one timer that looks again, not one for each request."""
+        self._quiet_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._wait_quietly(self.timeout_keep_alive)
+
+    def _wait_quietly(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(
+            seconds, self.timeout_keep_alive_handler
+        )
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Hang up, if nothing has come for so long."""
+        self.timeout_keep_alive_task = None
+        if self.cycle is not None and not self.cycle.response_complete:
+            return
+        left = self._quiet_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._wait_quietly(left)
+        else:
+            super().timeout_keep_alive_handler()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone: what was asked need not be run."""
@@ -123,3 +224,8 @@ class FastLane(HttpToolsProtocol):
             self._work.abandon()
             self._work = None
         super().connection_lost(exc)
+
+
+def lines(headers: RawHeaders) -> bytes:
+    """Headers as they are sent."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])

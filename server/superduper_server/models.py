@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from superduper import commands
 from superduper.command import build
@@ -106,6 +106,11 @@ class Target:
     found_at: float
     rivals: Rivals | None = None
     """Other versions that get a share of what this one is asked."""
+
+    @cached_property
+    def reads_float32(self) -> bool:
+        """Whether a list of floats and a vector of float32 are the same to the model."""
+        return bool((self.component.details or {}).get("reads_float32"))
 
 
 class Models:

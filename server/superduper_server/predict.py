@@ -7,11 +7,13 @@ late or what nobody waits for any more.
 
 import asyncio
 import sys
+import threading
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,8 @@ from superduper import commands
 from superduper.errors import NotReady, TimedOut
 from superduper.handlers import predictions
 from superduper.service import Service
-from superduper.serving.batcher import Outcomes, Request
+from superduper.serving.batches import Outcomes, Request
+from superduper.serving.vectors import BYTES_PER_FLOAT, HEAD, VectorOutcomes, Vectors
 from superduper_server import bodies, v2_format, v2_tensors
 from superduper_server.models import IMPUTATION_PATH, MODEL_VERSION_PATH, Place, Target
 from superduper_server.rivals import Part, Shadows
@@ -33,26 +36,24 @@ SWEEP_SECONDS = 0.25
 SMALL_BYTES = 64 * 1024
 """Bodies up to here are read and written in the event loop's thread, larger ones elsewhere."""
 
-LARGE = 1e18
+JSON_HEADERS = {"content-type": bodies.JSON}
 MOST_INPUTS = 10_000
 """What is not checked as a command is must be what the command would take anyway."""
-
-_VECTOR_HEAD = b"\x27\x00"
 
 Headers = Mapping[str, str]
 Answer = tuple[bytes, dict[str, str]]
 Reply = Callable[[Outcomes | Exception], None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Job:
     """A prediction that is ready to be run, and what becomes of its outcomes."""
 
     target: Target
-    values: list[Any]
-    seconds: float | None
-    """How long its sender waits; None for as long as the server allows."""
+    values: Sequence[Any]
     finish: Callable[[Outcomes], Answer]
+    seconds: float | None = None
+    """How long its sender waits; None for as long as the server allows."""
     pinned: str | None = None
     """The version that the body asks for where the path names none: the target must be that."""
     part: Part | None = None
@@ -64,16 +65,21 @@ def read(place: Place, target: Target, headers: Headers, query: str, body: bytes
 
     Raises InvalidInput that says what is wrong with the request.
     """
-    part = None
     if target.rivals is not None:
         part = target.rivals.share(target, body)
-        target = part.target
+        return replace(_read(place, part.target, headers, query, body), part=part)
+    return _read(place, target, headers, query, body)
+
+
+def _read(place: Place, target: Target, headers: Headers, query: str, body: bytes) -> Job:
+    if not place.model and target.reads_float32:
+        vectors = _quick_inputs(headers, query, body)
+        if vectors is not None:
+            return Job(target, vectors, _writing(target, as_bson=bodies.wants_bson(headers)))
     with bodies.refused_values():
         if place.model:
-            job = _read_v2(place, target, headers, body)
-        else:
-            job = _read_v1(place, target, headers, query, body)
-    return job if part is None else replace(job, part=part)
+            return _read_v2(place, target, headers, body)
+        return _read_v1(place, target, headers, query, body)
 
 
 def _read_v1(place: Place, target: Target, headers: Headers, query: str, body: bytes) -> Job:
@@ -81,29 +87,33 @@ def _read_v1(place: Place, target: Target, headers: Headers, query: str, body: b
     placed = {"collection": place.collection, "name": place.name}
     if place.version is not None and place.template == MODEL_VERSION_PATH:
         placed["version"] = place.version
-    pinned = None
-    is_float32 = bool((target.component.details or {}).get("reads_float32"))
-    inputs = _quick_inputs(headers, query, body) if is_float32 else None
-    if inputs is None:
-        sent = bodies.read_fields(headers, query, body)
-        checked = bodies.check_fields(command, placed, sent)
-        inputs, version = checked.inputs, getattr(checked, "version", None)
-        pinned = str(version) if version is not None and place.version is None else None
-        if is_float32:
-            inputs = [_vector(value) if _is_floats(value) else value for value in inputs]
-    as_bson = bodies.wants_bson(headers)
-
-    def finish(outcomes: Outcomes) -> Answer:
-        if not as_bson and (quick := _quick_answer(outcomes, target.version)) is not None:
-            return quick, {"content-type": bodies.JSON}
-        told = predictions.answer(target.component, target.version, outcomes)
-        content, media_type = bodies.write_answer(told, as_bson=as_bson)
-        return content, {"content-type": media_type}
-
-    return Job(target, inputs, None, finish, pinned)
+    sent = bodies.read_fields(headers, query, body)
+    checked = bodies.check_fields(command, placed, sent)
+    inputs, version = checked.inputs, getattr(checked, "version", None)
+    pinned = str(version) if version is not None and place.version is None else None
+    if target.reads_float32:
+        inputs = [_vector(value) if _is_floats(value) else value for value in inputs]
+    return Job(target, inputs, _writing(target, as_bson=bodies.wants_bson(headers)), pinned=pinned)
 
 
-def _quick_inputs(headers: Headers, query: str, body: bytes) -> list[Any] | None:
+def _writing(target: Target, *, as_bson: bool) -> Callable[[Outcomes], Answer]:
+    return partial(_write_bson if as_bson else _write_json, target)
+
+
+def _write_json(target: Target, outcomes: Outcomes) -> Answer:
+    if (quick := _quick_answer(outcomes, target.version)) is not None:
+        return quick, JSON_HEADERS
+    told = predictions.answer(target.component, target.version, outcomes)
+    return bodies.write_answer(told, as_bson=False)[0], JSON_HEADERS
+
+
+def _write_bson(target: Target, outcomes: Outcomes) -> Answer:
+    told = predictions.answer(target.component, target.version, outcomes)
+    content, media_type = bodies.write_answer(told, as_bson=True)
+    return content, {"content-type": media_type}
+
+
+def _quick_inputs(headers: Headers, query: str, body: bytes) -> Vectors | None:
     """The inputs of the most frequent form of body, nothing but rows of floats; else None."""
     if query or headers.get("content-type") != bodies.JSON or body.count(b'"') != 2:
         return None
@@ -114,13 +124,24 @@ def _quick_inputs(headers: Headers, query: str, body: bytes) -> list[Any] | None
     except orjson.JSONDecodeError:
         return None
     inputs = sent.get("inputs") if type(sent) is dict and len(sent) == 1 else None
-    if type(inputs) is not list or len(inputs) > MOST_INPUTS:
+    if type(inputs) is not list or not 0 < len(inputs) <= MOST_INPUTS:
         return None
-    if not all(map(_is_floats, inputs)):
+    first = inputs[0]
+    width = len(first) if type(first) is list else 0
+    # A float has one point, and nothing else has one: so all that is in the rows are floats.
+    if not width or body.count(b".") != width * len(inputs):
         return None
-    # A whole number that is too long for one is a float here: the long way tells of it.
-    is_plain = all(max(value) < LARGE and min(value) > -LARGE for value in inputs)
-    return [_vector(value) for value in inputs] if is_plain else None
+    try:
+        data = array("f", first)
+        for row in inputs[1:]:
+            if type(row) is not list or len(row) != width:
+                return None
+            data.extend(row)
+    except TypeError:  # lists in the rows
+        return None
+    if sys.byteorder == "big":
+        data.byteswap()
+    return Vectors(data.tobytes(), width)
 
 
 def _is_floats(value: Any) -> bool:
@@ -131,21 +152,37 @@ def _vector(numbers: list[float]) -> Any:
     data = array("f", numbers)
     if sys.byteorder == "big":
         data.byteswap()
-    return Binary(_VECTOR_HEAD + data.tobytes(), VECTOR_SUBTYPE)
+    return Binary(HEAD + data.tobytes(), VECTOR_SUBTYPE)
 
 
 def _quick_answer(outcomes: Outcomes, version: int | None) -> bytes | None:
     """The JSON of the most frequent form of answer, rows of float32; else None."""
-    outputs: list[Any] = [each["value"] for each in outcomes if each.keys() == {"value"}]
-    if not outputs or len(outputs) != len(outcomes) or not all(map(v2_tensors.is_float32, outputs)):
+    found = outcomes if type(outcomes) is VectorOutcomes else _in_block(outcomes)
+    if not found:
         return None
-    if any(len(output) != len(outputs[0]) for output in outputs):
+    texts = found.block.texts
+    if texts is None:
+        texts = found.block.texts = _texts(found.block)
+    rows = b"],[".join(texts[found.start : found.stop])
+    if b"null" in rows:  # NaN has a form of its own
         return None
-    data = b"".join([output[2:] for output in outputs])
-    rows = np.frombuffer(data, "<f4").astype("<f8").reshape(len(outputs), -1)
-    told = {"outputs": rows, "version": version}
-    written = orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY)
-    return None if b"null" in written else written  # NaN has a form of its own
+    return b'{"outputs":[[%b]],"version":%b}' % (rows, orjson.dumps(version))
+
+
+def _in_block(outcomes: Outcomes) -> VectorOutcomes | None:
+    values: list[Any] = [each["value"] for each in outcomes if each.keys() == {"value"}]
+    if not values or len(values) != len(outcomes) or not all(map(v2_tensors.is_float32, values)):
+        return None
+    width, rest = divmod(len(values[0]) - len(HEAD), BYTES_PER_FLOAT)
+    if rest or not width or any(len(value) != len(values[0]) for value in values):
+        return None
+    return VectorOutcomes(Vectors(b"".join([value[len(HEAD) :] for value in values]), width))
+
+
+def _texts(block: Vectors) -> list[bytes]:
+    """The JSON of each vector, without its brackets."""
+    rows = np.frombuffer(block.data, "<f4").astype("<f8").reshape(len(block), -1)
+    return orjson.dumps(rows, option=orjson.OPT_SERIALIZE_NUMPY)[2:-2].split(b"],[")
 
 
 def _read_v2(place: Place, target: Target, headers: Headers, body: bytes) -> Job:
@@ -156,7 +193,7 @@ def _read_v2(place: Place, target: Target, headers: Headers, body: bytes) -> Job
         columns = v2_format.answer_columns(outcomes, target.signature.outputs)
         return v2_format.write(place.model, version, question, columns)
 
-    return Job(target, question.values, question.timeout, finish)
+    return Job(target, question.values, finish, question.timeout)
 
 
 class Ticket:
@@ -208,13 +245,16 @@ class Predictions:
         """
         if self.stopping:
             raise NotReady("the server is shutting down")
-        loop = asyncio.get_running_loop()
+        loop, thread = asyncio.get_running_loop(), threading.get_ident()
         now = self._clock()
         if job.part is not None:
             reply = self._on_trial(job.part, job.values, reply)
         ticket = Ticket(reply, now + min(job.seconds or self._seconds, self._seconds))
 
         def done(result: Outcomes | Exception) -> None:
+            if threading.get_ident() == thread:
+                self._answer(ticket, result)
+                return
             self._inbox.append((ticket, result))
             if not self._is_called:
                 self._is_called = True
@@ -222,7 +262,7 @@ class Predictions:
 
         if not job.values:
             self._under_way.add(ticket)
-            done([])
+            loop.call_soon(done, [])
             return ticket
         ticket.request = Request(job.values, ticket.late_at, done, owner)
         if self._tracer is not None:
@@ -233,7 +273,7 @@ class Predictions:
             self._sweeper = loop.call_later(SWEEP_SECONDS, self._sweep, loop)
         return ticket
 
-    def _on_trial(self, part: Part, values: list[Any], reply: Reply) -> Reply:
+    def _on_trial(self, part: Part, values: Sequence[Any], reply: Reply) -> Reply:
         def answered(result: Outcomes | Exception) -> None:
             reply(result)
             self._shadows.heard(part, values, result)
@@ -261,10 +301,12 @@ class Predictions:
     def _deliver(self) -> None:
         self._is_called = False
         while self._inbox:
-            ticket, result = self._inbox.popleft()
-            if ticket in self._under_way:
-                self._under_way.remove(ticket)
-                ticket.reply(result)
+            self._answer(*self._inbox.popleft())
+
+    def _answer(self, ticket: Ticket, result: Outcomes | Exception) -> None:
+        if ticket in self._under_way:
+            self._under_way.remove(ticket)
+            ticket.reply(result)
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         """Answer what is late, though its model still works on it."""

@@ -6,7 +6,7 @@ has gone out, and not at all while too many of its own are under way.
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client.core import CounterMetricFamily, Metric
 
 from superduper.errors import SuperduperError
-from superduper.serving.batcher import Outcomes, Request
+from superduper.serving.batches import Outcomes, Request
 from superduper.serving.hosts import Hosts
 from superduper.serving.trials import Tally, Trial, difference
 
@@ -70,7 +70,7 @@ class Shadows:
         self._lock = threading.Lock()
         self._under_way = 0
 
-    def heard(self, part: Part, values: list[Any], result: Outcomes | Exception) -> None:
+    def heard(self, part: Part, values: Sequence[Any], result: Outcomes | Exception) -> None:
         """A request of a trial has been answered."""
         failed = isinstance(result, Exception) or any(each.get("error") for each in result)
         ending = "failed" if failed else "answered"
@@ -78,7 +78,7 @@ class Shadows:
         if part.is_shadowed and not isinstance(result, Exception):
             self._ask(part.rivals, values, result)
 
-    def _ask(self, rivals: Rivals, values: list[Any], heard: Outcomes) -> None:
+    def _ask(self, rivals: Rivals, values: Sequence[Any], heard: Outcomes) -> None:
         if rivals.shadow is None or not self._begin():
             self._tally.count(rivals.trial, "shadow_dropped")
             return

@@ -10,7 +10,7 @@ from typing import Any
 
 from superduper import settings
 from superduper.errors import InvalidInput, MissingExtra
-from superduper.serving.batcher import Request
+from superduper.serving.batches import Request
 
 NAME = "superduper"
 

@@ -13,7 +13,7 @@ from fastapi.responses import Response
 
 from superduper.command import Role
 from superduper.handlers import predictions
-from superduper.serving.batcher import MAX_BATCH_SIZE
+from superduper.serving.batches import MAX_BATCH_SIZE
 from superduper.serving.hosts import batching
 from superduper.serving.signature import Tensor
 from superduper.store.registry import Component

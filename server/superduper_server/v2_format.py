@@ -253,7 +253,7 @@ def check_output(name: str, known: Sequence[str]) -> None:
 # Writing -------------------------------------------------------------------------------------
 
 
-def answer_columns(outcomes: list[dict[str, Any]], expected: Any) -> list[Column]:
+def answer_columns(outcomes: Sequence[dict[str, Any]], expected: Any) -> list[Column]:
     """The tensors of a batch of outcomes, the confidence among them where there is one.
 
     Raises UserCodeError for the first row that failed: the protocol has no answer in part.

@@ -48,7 +48,7 @@ def _ask(
 
 
 def answer(
-    component: Component, version: int | None, outcomes: list[dict[str, Any]]
+    component: Component, version: int | None, outcomes: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     """One output for each outcome and in order; an input that failed has None and an error.
 

@@ -6,6 +6,7 @@ A child answers each request with `{"ok": {...}}` or `{"error": {code, type, mes
 before that it may send any number of `{"event": {...}}`.
 """
 
+import contextlib
 import select
 import socket
 import struct
@@ -22,6 +23,7 @@ from superduper.errors import InvalidInput, SuperduperError, TooLarge, UserCodeE
 
 MAX_BYTES = 2**31 - 1
 CHUNK_BYTES = 1 << 20
+HEAD_BYTES = 4
 JOINED_BYTES = 1 << 16
 MESSAGE_CHARACTERS = 4_000
 TRACEBACK_CHARACTERS = 16_000
@@ -84,6 +86,9 @@ class Channel:
         self._max_bytes = max_bytes
         self._wait = wait
         self._sending = threading.Lock()
+        self._received = bytearray()
+        self._unsent = memoryview(b"")
+        self._left: Message | None = None
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Send one message.
@@ -97,62 +102,114 @@ class Channel:
         head = struct.pack("<I", len(body))
         with self._sending:
             if len(body) <= JOINED_BYTES:
-                self._write(head + body)
+                self._write(memoryview(head + body))
             else:
-                self._write(head)
-                self._write(body)
+                self._write(memoryview(head))
+                self._write(memoryview(body))
 
     def receive(self) -> Message | None:
         """The next message; None once the other end is closed.
 
         Raises BrokenFrame for anything but a whole, well-formed message of the allowed size.
         """
-        head = self._read(4)
-        if not head:
-            return None
-        (size,) = struct.unpack("<I", head) if len(head) == 4 else (0,)
-        if not 5 <= size <= self._max_bytes:
-            raise BrokenFrame(f"a frame of {size} bytes: from 5 to {self._max_bytes} are allowed")
-        body = self._read(size)
-        if len(body) < size:
-            raise BrokenFrame(f"the connection ended after {len(body)} of {size} bytes")
-        try:
-            return cast(Message, bson.decode(body, codec_options=_READING))
-        except (bson.errors.BSONError, RecursionError) as error:
-            raise BrokenFrame(f"a frame that is not BSON: {error}") from error
+        left, self._left = self._left, None
+        while (message := left or self._take()) is None:
+            if self._wait is not None:
+                self._wait(select.POLLIN)
+            try:
+                if not self._fill():
+                    return None
+            except BlockingIOError:
+                continue
+        return message
+
+    # Without waiting, for a socket that does not block ---------------------------------------
+
+    def begin(self, body: bytes) -> None:
+        """Send as much as there is room for of what `encode` made; `finish` sends the rest.
+
+        Raises ChannelClosed if nobody listens.
+        """
+        with self._sending:
+            self._unsent = self._send_some(memoryview(struct.pack("<I", len(body)) + body))
+
+    def finish(self) -> None:
+        """Send what `begin` left."""
+        with self._sending:
+            left, self._unsent = self._unsent, memoryview(b"")
+            self._write(left)
+
+    def receive_now(self) -> Message | None:
+        """The next message if it is there and answers a request; else it is left to `receive`.
+
+        Raises ChannelClosed, and BrokenFrame as `receive` does; so does the next call.
+        """
+        with contextlib.suppress(BlockingIOError):
+            if not self._fill():
+                raise ChannelClosed("it closed its channel")
+        message = self._take()
+        if message is None or is_answer(message):
+            return message
+        self._left = message
+        return None
 
     def close(self) -> None:
         """Close this end."""
         self._socket.close()
 
-    def _write(self, data: bytes) -> None:
-        view = memoryview(data)
+    def _write(self, view: memoryview) -> None:
         while view:
             if self._wait is not None:
                 self._wait(select.POLLOUT)
-            try:
-                view = view[self._socket.send(view) :]
-            except BlockingIOError:
-                continue
-            except (BrokenPipeError, ConnectionResetError) as error:
-                raise ChannelClosed("the other end is closed") from error
+            view = self._send_some(view)
 
-    def _read(self, size: int) -> bytearray:
-        # The buffer grows with what arrives: a length alone makes nobody allocate 2 GiB.
-        buffer = bytearray()
-        while len(buffer) < size:
-            if self._wait is not None:
-                self._wait(select.POLLIN)
-            try:
-                chunk = self._socket.recv(min(size - len(buffer), CHUNK_BYTES))
-            except BlockingIOError:
-                continue
-            except ConnectionResetError:  # the other end closed without reading all we sent
-                break
-            if not chunk:
-                break
-            buffer += chunk
-        return buffer
+    def _send_some(self, view: memoryview) -> memoryview:
+        """Send what there is room for; the rest."""
+        try:
+            return view[self._socket.send(view) :]
+        except BlockingIOError:
+            return view
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise ChannelClosed("the other end is closed") from error
+
+    def _fill(self) -> bool:
+        """Take in what has arrived; False if the other end is closed.
+
+        What is kept grows with what arrives: a length alone makes nobody allocate 2 GiB.
+        """
+        try:
+            chunk = self._socket.recv(CHUNK_BYTES if self._received else JOINED_BYTES)
+        except ConnectionResetError:  # the other end closed without reading all we sent
+            chunk = b""
+        if not chunk and self._received:
+            size = len(self._received)
+            raise BrokenFrame(f"the connection ended after {size} bytes of a frame")
+        self._received += chunk
+        return bool(chunk)
+
+    def _take(self) -> Message | None:
+        """The first message of what was received, if it is whole."""
+        received = self._received
+        if len(received) < HEAD_BYTES:
+            return None
+        size = int.from_bytes(received[:HEAD_BYTES], "little")
+        if not 5 <= size <= self._max_bytes:
+            raise BrokenFrame(f"a frame of {size} bytes: from 5 to {self._max_bytes} are allowed")
+        end = HEAD_BYTES + size
+        if len(received) < end:
+            return None
+        try:
+            with memoryview(received) as view, view[HEAD_BYTES:end] as body:
+                message = bson.decode(body, codec_options=_READING)
+        except (bson.errors.BSONError, RecursionError) as error:
+            raise BrokenFrame(f"a frame that is not BSON: {error}") from error
+        del received[:end]
+        return cast(Message, message)
+
+
+def is_answer(message: Message) -> bool:
+    """Whether a message has the form of an answer."""
+    return type(message.get("ok")) is dict or type(message.get("error")) is dict
 
 
 # The child's side ------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import logging
 import math
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -154,25 +155,86 @@ class Child:
             group, channel = self._group, self._channel
             if group is None or channel is None:
                 raise NotReady(f"child {self.name!r} is not running: start it")
-            self._timeout, self._cancel = timeout, cancel
-            self._deadline = math.inf if timeout is None else time.monotonic() + timeout
-            try:
-                answer = self._exchange(channel, body, on_event)
-            except (ChannelClosed, BrokenFrame) as error:
-                raise self._died(group, error) from error
-            except BaseException:
-                self.kill()
-                raise
-            output = group.tail()
-            group.forget_output()
+
+            def exchange() -> Message:
+                channel.send_encoded(body)
+                return self._receive(channel, on_event)
+
+            return self._waiting(group, exchange, timeout, cancel)
+
+    def _waiting(
+        self,
+        group: ProcessGroup,
+        exchange: Callable[[], Message],
+        timeout: float | None,
+        cancel: threading.Event | None = None,
+    ) -> Message:
+        """What an exchange answers; the child is ended if it does not end well."""
+        self._timeout, self._cancel = timeout, cancel
+        self._deadline = math.inf if timeout is None else time.monotonic() + timeout
+        try:
+            answer = exchange()
+        except (ChannelClosed, BrokenFrame) as error:
+            raise self._died(group, error) from error
+        except BaseException:
+            self.kill()
+            raise
+        return self._told(group, answer)
+
+    def _told(self, group: ProcessGroup, answer: Message) -> Message:
+        output = group.tail()
+        group.forget_output()
         if "error" in answer:
             raise self._error_of(answer["error"], output)
         return cast(Message, answer["ok"])
 
-    def _exchange(
-        self, channel: Channel, body: bytes, on_event: Callable[[Event], None] | None
-    ) -> Message:
-        channel.send_encoded(body)
+    # Requests that hold up nobody: from `begin` to the answer there must be no other ------------
+
+    def begin(self, message: Mapping[str, Any]) -> bool:
+        """Begin to send a message, and wait for nothing; False if the child cannot be reached."""
+        channel = self._channel
+        if channel is None:
+            return False
+        try:
+            channel.begin(encode(message))
+        except (ChannelClosed, OSError):  # it has ended, or been ended
+            return False
+        return True
+
+    @property
+    def bell(self) -> socket.socket | None:
+        """What has something to read when there is something to be told; not to be read from."""
+        group = self._group
+        return None if group is None else group.socket
+
+    def answer_now(self) -> Message | None:
+        """The answer to what was begun, if it is there.
+
+        Raises ChildError as `request` does. Whatever else there is to be told, `answer` tells.
+        """
+        group, channel = self._group, self._channel
+        if group is None or channel is None:
+            return None
+        try:
+            answer = channel.receive_now()
+        except (ChannelClosed, BrokenFrame, OSError):
+            return None
+        return None if answer is None else self._told(group, answer)
+
+    def answer(self, timeout: float | None = None) -> Message:
+        """The answer to what was begun; raises what `request` raises."""
+        with self._lock:
+            group, channel = self._group, self._channel
+            if group is None or channel is None:
+                raise NotReady(f"child {self.name!r} is not running: start it")
+
+            def exchange() -> Message:
+                channel.finish()
+                return self._receive(channel, None)
+
+            return self._waiting(group, exchange, timeout)
+
+    def _receive(self, channel: Channel, on_event: Callable[[Event], None] | None) -> Message:
         while (answer := channel.receive()) is not None:
             match answer:
                 case {"event": dict(event)}:

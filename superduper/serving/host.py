@@ -4,6 +4,7 @@ The child is started when it is first needed. A child that died is started again
 request, after a pause that grows; one that dies again and again is given up for a while.
 """
 
+import socket
 import threading
 import time
 from collections import deque
@@ -13,7 +14,9 @@ from typing import Any, Protocol
 from bson import Binary
 
 from superduper.errors import ChildDied, NotReady, SuperduperError, TimedOut, UserCodeError
+from superduper.serving.batches import Outcomes
 from superduper.serving.figures import Figures
+from superduper.serving.vectors import VectorOutcomes, Vectors
 
 Payload = Mapping[str, Any]
 Message = dict[str, Any]
@@ -40,6 +43,15 @@ class Child(Protocol):
     ) -> dict[str, Any]: ...
 
     def kill(self) -> None: ...
+
+    @property
+    def bell(self) -> socket.socket | None: ...
+
+    def begin(self, message: Mapping[str, Any]) -> bool: ...
+
+    def answer_now(self) -> dict[str, Any] | None: ...
+
+    def answer(self, timeout: float | None = None) -> dict[str, Any]: ...
 
 
 Launch = Callable[[str], Child]
@@ -71,18 +83,64 @@ class ModelHost:
         self._lock = threading.Lock()
         self._closed = threading.Event()
 
-    def predict(self, values: Sequence[Any], timeout: float | None = None) -> list[dict[str, Any]]:
+    def predict(self, values: Sequence[Any], timeout: float | None = None) -> Outcomes:
         """An outcome for each stored value, in order; no values only make sure that it runs.
 
         `timeout` is for the model's own work on one frame (256 values or 16 MiB); starting and
         loading do not count. Raises ChildDied or TimedOut for the request that ended the child,
         NotReady if it is closed or dies too often, and what loading raises.
         """
-        outcomes: list[dict[str, Any]] = []
+        parts: list[Outcomes] = []
         for frame in frames(values):
             with self._lock:
-                outcomes += self._ask(frame, timeout)
-        return outcomes
+                parts.append(self._ask(frame, timeout))
+        return parts[0] if len(parts) == 1 else [each for part in parts for each in part]
+
+    # Without waiting: after `begin` comes `answer_now` until it answers, or `answer` ------------
+
+    def begin(self, values: Sequence[Any]) -> bool:
+        """Have one frame of values predicted by a child that is there and has nothing to do.
+
+        False if there is none, or they take more than a frame: then `predict` them.
+        """
+        if not self._loaded or self.closed or not self._lock.acquire(blocking=False):
+            return False
+        is_begun = False
+        try:
+            parts = list(frames(values))
+            is_begun = len(parts) == 1 and self._child.begin(_message(parts[0]))
+        finally:
+            if not is_begun:
+                self._lock.release()
+        return is_begun
+
+    @property
+    def bell(self) -> socket.socket | None:
+        """What has something to read when `answer_now` may have something; not to be read from."""
+        return self._child.bell
+
+    def answer_now(self) -> Outcomes | None:
+        """The outcomes of what was begun, if they are there; raises what the model's code raises.
+
+        None if they are not, or something has gone wrong of which `answer` will tell.
+        """
+        try:
+            answer = self._child.answer_now()
+        except BaseException:
+            self._lock.release()
+            raise
+        if answer is None:
+            return None
+        self._lock.release()
+        self._setbacks.clear()
+        return self._outcomes(answer)
+
+    def answer(self, timeout: float | None = None) -> Outcomes:
+        """The outcomes of what was begun; may block, and raises what `predict` raises."""
+        try:
+            return self._outcomes(self._asked(lambda: self._child.answer(timeout)))
+        finally:
+            self._lock.release()
 
     def ask(self, message: Message, timeout: float) -> Message:
         """The child's answer to one of the operations of `hosted.Hosted`, but `predict`.
@@ -115,23 +173,31 @@ class ModelHost:
         self._closed.set()
         self._child.kill()
 
-    def _ask(self, values: list[Any], timeout: float | None) -> list[dict[str, Any]]:
-        answer = self._exchange({"op": "predict", "values": values}, timeout)
-        for stage, seconds in answer.get("seconds", {}).items():
-            self._figures.stages[stage].add(seconds)
-        outcomes: list[dict[str, Any]] = answer["outcomes"]
-        return outcomes
+    def _ask(self, values: Sequence[Any], timeout: float | None) -> Outcomes:
+        return self._outcomes(self._exchange(_message(values), timeout))
 
     def _exchange(self, message: Message, timeout: float | None) -> Message:
         self._make_ready()
+        return self._asked(lambda: self._child.request(message, timeout))
+
+    def _asked(self, ask: Callable[[], Message]) -> Message:
         try:
-            answer = self._child.request(message, timeout)
+            answer = ask()
         except (ChildDied, TimedOut) as error:
             self._check_open()
             self._setbacks.add(error)
             raise
         self._setbacks.clear()
         return answer
+
+    def _outcomes(self, answer: Message) -> Outcomes:
+        for stage, seconds in answer["seconds"].items():
+            self._figures.stages[stage].add(seconds)
+        vectors = answer.get("vectors")
+        if vectors is not None:
+            return VectorOutcomes(Vectors(vectors, answer["width"]))
+        outcomes: list[dict[str, Any]] = answer["outcomes"]
+        return outcomes
 
     def _make_ready(self) -> None:
         if self._child.alive and self._loaded:
@@ -200,8 +266,19 @@ def modules_of(payload: Payload) -> tuple[str, ...]:
     return ("superduper.serving.hosted", *(("torch",) if with_torch else ()))
 
 
-def frames(values: Sequence[Any]) -> Iterator[list[Any]]:
+def _message(values: Sequence[Any]) -> dict[str, Any]:
+    if isinstance(values, Vectors):
+        return {"op": "predict", "vectors": values.data, "width": values.width}
+    return {"op": "predict", "values": values}
+
+
+def frames(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
     """The values in parts of at most 256 values or 16 MiB; at least one part, if an empty one."""
+    if isinstance(values, Vectors):
+        most = max(1, min(FRAME_VALUES, FRAME_BYTES // values.row_bytes))
+        for start in range(0, len(values), most):
+            yield values[start : start + most]
+        return
     part: list[Any] = []
     size = 0
     for value in values:

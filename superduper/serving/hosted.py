@@ -6,12 +6,11 @@ It is given values as they are stored and gives back outputs as they can be stor
 import gc
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import bson
 import psutil
-from bson.binary import VECTOR_SUBTYPE, Binary
 from bson.raw_bson import RawBSONDocument
 
 from superduper.errors import InvalidInput
@@ -20,6 +19,7 @@ from superduper.serving import signature
 from superduper.serving.failures import CONTAINED, Failure, each
 from superduper.serving.pieces import OpenAnswers
 from superduper.serving.predictor import Outcome, Predictor
+from superduper.serving.vectors import BYTES_PER_FLOAT, HEAD, VectorOutcomes, Vectors
 from superduper.store.unsealing import load
 
 Message = dict[str, Any]
@@ -32,7 +32,6 @@ BATCHING: tuple[tuple[str, Any, float, float], ...] = (
     ("max_batch_size", int, 1, 10_000),
     ("max_wait_ms", (int, float), 0, 1000),
 )
-VECTOR_HEAD = b"\x27\x00"  # of float32
 
 
 class Hosted:
@@ -79,10 +78,19 @@ class Hosted:
 
     def predict(self, message: Message) -> Message:
         """An outcome for each value, in order."""
-        predictor, values = self._loaded(), message["values"]
+        predictor = self._loaded()
         predictor.seconds = {}
+        if "vectors" in message:
+            values: Sequence[Any] = Vectors(message["vectors"], message["width"])
+        else:
+            values = message["values"]
         outcomes = predict_stored(predictor, values) if values else []
-        return {"outcomes": outcomes, "seconds": predictor.seconds}
+        if isinstance(outcomes, VectorOutcomes) and isinstance(values, Vectors):
+            block = outcomes.block
+            told: Message = {"vectors": block.data, "width": block.width}
+        else:
+            told = {"outcomes": list(outcomes)}
+        return {**told, "seconds": predictor.seconds}
 
     def explain(self, message: Message) -> Message:
         """One prediction with what was in between, each part as it can be shown."""
@@ -231,7 +239,7 @@ def type_name(component: Any) -> str:
 # Values as they are stored --------------------------------------------------------------------
 
 
-def predict_stored(predictor: Predictor, values: list[Any]) -> list[Any]:
+def predict_stored(predictor: Predictor, values: Sequence[Any]) -> Sequence[Any]:
     """An outcome for each stored value, the outputs as they can be stored."""
     if (stacked := _predict_stacked(predictor, values)) is not None:
         return stacked
@@ -244,43 +252,48 @@ def predict_stored(predictor: Predictor, values: list[Any]) -> list[Any]:
     ]
 
 
-def _predict_stacked(predictor: Predictor, values: list[Any]) -> list[Any] | None:
+def _predict_stacked(predictor: Predictor, values: Sequence[Any]) -> Sequence[Any] | None:
     """The quick way, if all is as most often: a bare model, and vectors of float32 of one length.
 
     None if it is not, or if anything goes wrong: then each value is looked at by itself.
     """
-    first = values[0]
-    if not predictor.is_bare or not tensors.is_vector(first) or len(first) < 3:
-        return None
-    size = len(first)
-    if not all(
-        tensors.is_vector(value) and len(value) == size and value[:2] == VECTOR_HEAD
-        for value in values
-    ):
+    if not predictor.is_bare or (block := _block_of(values)) is None:
         return None
     torch = tensors.loaded("torch")
     if torch is None:
         return None
-    data = bytearray().join([memoryview(value)[2:] for value in values])
-    rows = torch.frombuffer(data, dtype=torch.float32).reshape(len(values), -1)
+    rows = torch.frombuffer(bytearray(block.data), dtype=torch.float32).reshape(len(block), -1)
     try:
         output = predictor.forward_stacked(rows)
-        return _stored_rows(predictor, output, len(values))
+        return _stored_rows(predictor, output, len(block))
     except CONTAINED:
         return None
 
 
-def _stored_rows(predictor: Predictor, output: Any, count: int) -> list[Any]:
+def _block_of(values: Sequence[Any]) -> Vectors | None:
+    if isinstance(values, Vectors):
+        return values
+    first = values[0]
+    if not tensors.is_vector(first):
+        return None
+    size = len(first)
+    if size <= len(HEAD) or (size - len(HEAD)) % BYTES_PER_FLOAT:
+        return None
+    if not all(
+        tensors.is_vector(value) and len(value) == size and value[:2] == HEAD for value in values
+    ):
+        return None
+    data = b"".join([memoryview(value)[2:] for value in values])
+    return Vectors(data, (size - len(HEAD)) // BYTES_PER_FLOAT)
+
+
+def _stored_rows(predictor: Predictor, output: Any, count: int) -> Sequence[Any]:
     torch = tensors.loaded("torch")
     is_rows = isinstance(output, torch.Tensor) and output.ndim == 2 and len(output) == count
     if not is_rows or output.dtype != torch.float32 or not output.numel():
         return [_stored(outcome) for outcome in predictor.outcomes(output, count)]
     data = output.detach().cpu().contiguous().numpy().tobytes()
-    size = len(data) // count
-    return [
-        {"value": Binary(VECTOR_HEAD + data[start : start + size], VECTOR_SUBTYPE)}
-        for start in range(0, len(data), size)
-    ]
+    return VectorOutcomes(Vectors(data, output.shape[1]))
 
 
 def _decode(predictor: Predictor) -> Callable[[Any], Any]:

@@ -6,12 +6,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from superduper import settings
 from superduper.errors import NotReady
 from superduper.serving import pieces
-from superduper.serving.batcher import Batcher, Outcomes, Request
+from superduper.serving.batcher import Batcher
+from superduper.serving.batches import Outcomes, Request
 from superduper.serving.figures import Figures, ModelState
 from superduper.serving.host import Launch, Message, ModelHost, Payload
 
@@ -32,6 +33,10 @@ class Payloads(Protocol):
     """Where sealed models come from; `superduper.store.registry.Registry` is one."""
 
     def payload(self, component: Any) -> Payload: ...
+
+
+MakeBatcher: TypeAlias = Callable[..., Batcher]
+"""Called as `Batcher` is."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,16 @@ class Hosts:
         self._retiring: list[tuple[_Entry, threading.Thread]] = []
         self._lock = threading.Lock()
         self._closed = False
+        self._make_batcher: MakeBatcher = Batcher
+
+    def batch_with(self, make: MakeBatcher) -> None:
+        """End the models that are loaded, and have those that are asked from now on batched so."""
+        with self._lock:
+            self._make_batcher = make
+            entries = list(self._entries.values())
+            self._entries.clear()
+        for entry in entries:
+            entry.end()
 
     def submit(
         self, component: Component, values: Sequence[Any], timeout: float | None = None
@@ -99,7 +114,7 @@ class Hosts:
 
     def predict(
         self, component: Component, values: Sequence[Any], timeout: float | None = None
-    ) -> Outcomes:
+    ) -> list[dict[str, Any]]:
         """An outcome for each stored value, in order.
 
         With a timeout the values run by themselves and the model may work that long on a frame of
@@ -107,8 +122,8 @@ class Hosts:
         end the model's process, NotReady, TooManyRequests, and what loading raises.
         """
         if timeout is None:
-            return self.submit(component, values).result()
-        return self._on_host(component, lambda host: host.predict(values, timeout))
+            return list(self.submit(component, values).result())
+        return list(self._on_host(component, lambda host: host.predict(values, timeout)))
 
     def _on_host(self, component: Component, call: Callable[[ModelHost], T]) -> T:
         while True:
@@ -166,7 +181,7 @@ class Hosts:
                 self._launch,
                 figures=figures,
             )
-            batcher = Batcher(host, component.id, figures=figures, **batching(component))
+            batcher = self._make_batcher(host, component.id, figures=figures, **batching(component))
             entry = self._entries[component.id] = _Entry(host, batcher)
             while len(self._entries) > 1 and self._is_crowded():
                 self._retire(self._entries.popitem(last=False)[1])

@@ -1,5 +1,6 @@
 """Who may do what: every route, every role."""
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from starlette.websockets import WebSocketDisconnect
 from superduper.command import Role
 from superduper.service import Service
 from superduper_server.app import build_app
-from superduper_server.auth import Authenticator, FailureLimit
+from superduper_server.auth import CACHE_SECONDS, FRESH_SECONDS, Authenticator, FailureLimit
 from superduper_server.pool import Pool
 from superduper_server.tokens import ROLES, Tokens, hash_of, matches
 from tests.server.running import BASE_URL
@@ -317,3 +318,57 @@ def test_the_cache_of_tokens_is_bounded(database: Database[Any]) -> None:
     for number in range(10_050):
         authenticator._remember(str(number), 0.0, {"_id": str(number)})
     assert len(authenticator._cache) == 10_000
+
+
+def test_who_is_known_is_known_at_once_and_not_for_long(database: Database[Any]) -> None:
+    now = 100.0
+    tokens, pool = Tokens(database), Pool("lookups", threads=1, waiting=8)
+    authenticator = Authenticator(tokens, pool, FailureLimit(9), clock=lambda: now)
+    made = tokens.create("reader")
+    header = f"Bearer {made['token']}"
+
+    async def ask() -> None:
+        nonlocal now
+        assert authenticator.identify_now(header) is None, "nobody has looked it up"
+        identity = await authenticator.identify(header, "1.2.3.4")
+        assert authenticator.identify_now(header) == identity
+        assert authenticator.identify_now(header) is authenticator.identify_now(header)
+        assert authenticator.identify_now(header[:-1] + "!") is None
+        other = header[:-2] + ("aa" if not header.endswith("aa") else "bb")
+        assert authenticator.identify_now(other) is None
+        now += FRESH_SECONDS
+        assert authenticator.identify_now(header) == identity
+        await asyncio.gather(*authenticator._notes)
+        now += FRESH_SECONDS
+        assert authenticator.identify_now(header) == identity, "it was looked up again"
+        now += CACHE_SECONDS
+        assert authenticator.identify_now(header) is None
+        await authenticator.identify(header, "1.2.3.4")
+        assert authenticator.identify_now(header) == identity
+        tokens.revoke(made["id"])
+        assert authenticator.identify_now(header) is None
+
+    asyncio.run(ask())
+    pool.close()
+
+
+def test_a_token_revoked_elsewhere_is_forgotten_when_it_is_looked_up_again(
+    database: Database[Any],
+) -> None:
+    now = 100.0
+    tokens, pool = Tokens(database), Pool("lookups", threads=1, waiting=8)
+    authenticator = Authenticator(tokens, pool, FailureLimit(9), clock=lambda: now)
+    made = tokens.create("reader")
+    header = f"Bearer {made['token']}"
+
+    async def ask() -> None:
+        nonlocal now
+        await authenticator.identify(header, "1.2.3.4")
+        Tokens(database).revoke(made["id"])
+        now += FRESH_SECONDS
+        assert authenticator.identify_now(header) is not None, "within two seconds"
+        await asyncio.gather(*authenticator._notes)
+        assert authenticator.identify_now(header) is None
+
+    asyncio.run(ask())
+    pool.close()

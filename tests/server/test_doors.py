@@ -15,6 +15,9 @@ import uvicorn
 from superduper.service import Service
 from superduper.store.mongo import connect_mongo
 from superduper_server.app import build_app
+from superduper_server.fast import Head
+from superduper_server.fast_lane import Heads
+from superduper_server.models import Place
 from superduper_server.serve import Server, listen
 from tests.waiting import until
 
@@ -111,8 +114,8 @@ def test_every_door_gives_the_same_bytes(
             assert ask(path, url, body, headers) == wanted, (url, body)
             begun["lane"] += lane_fast.begun - before[0]
             begun["path"] += plain_fast.begun - before[1]
-    assert begun["lane"] == begun["path"]
-    assert begun["lane"] >= 20, "most of the corpus is for the short ways"
+    # Not all: on a slow machine what was looked up may be too old when the request comes.
+    assert min(begun.values()) >= 20, "most of the corpus is for the short ways"
 
 
 def test_pipelined_requests_are_answered_in_order(models_server: Server) -> None:
@@ -156,3 +159,83 @@ def test_a_request_in_two_pieces_goes_the_ordinary_way(models_server: Server) ->
             received += connection.recv(65536)
     assert b'"outputs":[[2.0,4.0,6.0]]' in received
     assert fast.begun == before
+
+
+def request_to(path: str, body: bytes, *more: str) -> bytes:
+    head = (f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", *more)
+    text = "\r\n".join((*head, f"Content-Length: {len(body)}", "", ""))
+    return text.encode() + body
+
+
+class TestHeads:
+    """A head that was parsed is known by its bytes, and by nothing less."""
+
+    BODY = b'{"inputs": [[1.0, 2.0, 3.0]]}'
+    HEAD = Head(Place("/p", "c", "n"), {})
+
+    def noted(self, data: bytes, length: int, head: Head = HEAD) -> Heads:
+        heads = Heads()
+        heads.note(data, head, length)
+        return heads
+
+    def test_the_same_head_is_known_with_another_body(self) -> None:
+        heads = self.noted(request_to(V1, self.BODY), len(self.BODY))
+        other = self.BODY.replace(b"1", b"7")
+        assert heads.find(request_to(V1, other)) == (self.HEAD, other)
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            request_to(V1, BODY) + b"x",
+            request_to(V1, BODY)[:-1],
+            b"\r\n" + request_to(V1, BODY),
+            request_to(V1, BODY, "X: y"),
+            request_to(V1, BODY) * 2,
+            request_to(V2, BODY),
+            b"",
+            b"\r\n\r\n",
+        ],
+    )
+    def test_what_differs_is_not_known(self, data: bytes) -> None:
+        assert self.noted(request_to(V1, self.BODY), len(self.BODY)).find(data) is None
+
+    def test_what_will_not_come_again_is_not_kept(self) -> None:
+        once = Head(self.HEAD.place, {"x-request-id": "1"})
+        data = request_to(V1, self.BODY, "X-Request-ID: 1")
+        assert self.noted(data, len(self.BODY), once).find(data) is None
+        long = request_to(V1, self.BODY, "X: " + "y" * 2000)
+        assert self.noted(long, len(self.BODY)).find(long) is None
+        two = request_to(V1, self.BODY) * 2
+        assert self.noted(two, len(self.BODY)).find(request_to(V1, self.BODY)) is None
+
+    def test_a_head_that_announces_its_end_within_the_body_is_not_kept(self) -> None:
+        body = b"a\r\n\r\nb"
+        data = request_to(V1, body).replace(b"\r\n", b"\n", 5)
+        assert self.noted(data, len(body)).find(data) is None
+
+
+def test_a_known_head_is_answered_as_one_that_is_parsed(models_server: Server) -> None:
+    host, port = models_server.url.removeprefix("http://").split(":")
+    heads = models_server.config.http.heads  # type: ignore[union-attr]
+    said = []
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        for number in range(4):
+            body = json.dumps({"inputs": [[float(number), 2.0, 3.0]]}).encode()
+            data = request_to(V1, body)
+            said.append((heads.find(data) is not None, receive_answer(connection, data)))
+    assert [known for known, _ in said][-1], "by now it was parsed"
+    for number, (_, answer) in enumerate(said):
+        assert answer.endswith(b'{"outputs":[[%.1f,4.0,6.0]],"version":1}' % (number * 2))
+    assert len({b"\r\n".join(sorted(names_of(answer))) for _, answer in said}) == 1
+
+
+def receive_answer(connection: socket.socket, data: bytes) -> bytes:
+    connection.sendall(data)
+    received = b""
+    while not received.endswith(b"}"):
+        received += connection.recv(65536)
+    return received
+
+
+def names_of(answer: bytes) -> list[bytes]:
+    return [line.partition(b":")[0] for line in answer.partition(b"\r\n\r\n")[0].split(b"\r\n")]

@@ -16,7 +16,8 @@ from superduper.errors import (
     TooManyRequests,
     UserCodeError,
 )
-from superduper.serving.batcher import Batcher, Request
+from superduper.serving.batcher import Batcher
+from superduper.serving.batches import Request
 
 SOON = 20.0
 FAR = float("inf")
