@@ -19,7 +19,7 @@ from superduper.fields import paths
 from superduper.imputations.failures import key_of
 from superduper.imputations.fill import guarded
 from superduper.imputations.imputation import ImputationRecord
-from superduper.imputations.provenance import FILL, fill_of, fill_path, value_hash
+from superduper.imputations.provenance import FILL, fill_of, fill_path, input_hash, value_hash
 
 NAME = "superduper.corrections"
 SECOND = 1000
@@ -105,13 +105,10 @@ class Corrections:
         """Add corrections; those that are there already stay as they are."""
         updates = [
             UpdateOne(
-                {
-                    "imputation": self.imputation_id,
-                    "document": {"$in": [each.document_id]},
-                    "fill": value_hash(each.fill),
-                },
+                {"_id": input_hash([self.imputation_id, each.document_id, each.fill])},
                 {
                     "$setOnInsert": {
+                        "imputation": self.imputation_id,
                         "document": each.document_id,
                         "field": each.path,
                         "how": each.how,

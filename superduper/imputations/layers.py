@@ -18,7 +18,7 @@ from pymongo.database import Database
 
 from superduper.imputations.decide import RAW
 from superduper.imputations.failures import key_of
-from superduper.imputations.provenance import value_hash
+from superduper.imputations.provenance import input_hash, value_hash
 
 NAME = "superduper.layers"
 BATCH = 500
@@ -61,9 +61,12 @@ class Layers:
         """Keep layers, or change what is known of them; before the document is changed."""
         updates = [
             UpdateOne(
-                {**self._of([layer.document_id]), "path": layer.path, "id": layer.id},
+                # By a name of its own: the embedded store finds it at once, however many there are.
+                {"_id": input_hash([self.imputation_id, layer.document_id, layer.path, layer.id])},
                 {
                     "$set": {
+                        "imputation": self.imputation_id,
+                        "path": layer.path,
                         "document": layer.document_id,
                         "value": layer.value,
                         "record": layer.record,

@@ -7,6 +7,7 @@ import pytest
 from filling import Filling, record_of
 from histories import Histories
 from pymongo.database import Database
+from undo import undo_many
 
 from superduper.imputations.imputation import Imputations
 from superduper.imputations.provenance import is_ours
@@ -88,3 +89,12 @@ def test_what_was_computed_from_it_is_stale(filling: Filling) -> None:
     assert {each.state for each in States(database, chained).walk({})} == {"stale"}
     redo_version(database, record_of(), 1)
     assert {each.state for each in States(database, chained).walk({})} == {"filled"}
+
+
+def test_killed_over_and_over_it_ends_and_is_readable_throughout(
+    database: Database[Any], store_uri: str
+) -> None:
+    told = undo_many(store_uri, database, count=300, kills=1)
+    assert told["revert"]["left"] == told["redo"]["left"] == 0
+    assert 0 < told["revert"]["done_by_the_last"] <= 300
+    assert told["reads"] > 0 and told["wrong"] == []
