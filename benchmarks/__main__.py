@@ -16,6 +16,7 @@ NAMES = (
     "memory",
     "fit",
     "explain",
+    "promotion",
     "training.steps",
     "training.digits",
     "training.epochs",
