@@ -12,7 +12,11 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("superduper", "client/superduper_client", "server/superduper_server")
 THE_ONE = "superduper/store/unsealing.py"
 # The entries of child processes. Nobody else may import the one, for then it could be called there.
-ONLY_IN_CHILDREN = {"superduper/imputations/fit_child.py", "superduper/serving/hosted.py"}
+ONLY_IN_CHILDREN = {
+    "superduper/imputations/fit_child.py",
+    "superduper/serving/hosted.py",
+    "superduper/training/group_member.py",
+}
 
 # Modules of which nothing may be used that reads, and by what it begins.
 READERS = {

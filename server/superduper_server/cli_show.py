@@ -24,7 +24,6 @@ IMPUTATION_COLUMNS = ("name", "status", "model_key", "target_key", "model", "act
 FAILURE_COLUMNS = ("document", "state", "attempts", "error")
 CORRECTION_COLUMNS = ("document", "field", "how", "version", "at")
 JOB_COLUMNS = ("id", "kind", "state", "attempts", "created_at", "error")
-SCORE_COLUMNS = ("rank", "imputation", "version", "metric", "value", "test_hash", "run")
 
 limit_option = click.option(
     "--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="At most so many."
@@ -201,6 +200,7 @@ def highscores(
     superduper highscores --collection documents --metric accuracy
     """
     from superduper import commands
+    from superduper.collection import SCORE_COLUMNS
 
     with connected(uri, database) as there:
         rows = ask(there, commands.Highscores, collection=collection, metric=metric, limit=limit)

@@ -53,6 +53,7 @@ class CreateImputation(OnCollection):
     watch: str = "loss"
     seed: int | None = None
     mixed_precision: Literal["bf16", "fp16"] | None = None
+    processes: Annotated[int, Field(ge=1, le=64)] | None = None
     trainer: NameOrNamed | None = None
     policies: tuple[NameOrNamed, ...] = ()
     features: dict[str, Name] | None = None

@@ -62,6 +62,7 @@ _TRAINING = (
     "patience",
     "watch",
     "mixed_precision",
+    "processes",
 )
 RESUME = "resume"
 CHECKPOINTS = "checkpoints"
@@ -160,9 +161,9 @@ class _Fit:
         self.job = job
         self.work = work
         self.record = record
-        self.child = Child(
-            ENTRY, limits=Limits.of_settings(file_mb=FILE_MB), name=f"fit {record.id}"
-        )
+        several = (record.spec.get("processes") or 1) > 1
+        limits = Limits.of_settings(file_mb=FILE_MB, loopback=several)
+        self.child = Child(ENTRY, limits=limits, name=f"fit {record.id}")
         self.components = FitComponents(work.registry, record)
         self.rows: list[dict[str, Any]] = []
         self.steps: list[dict[str, Any]] = []

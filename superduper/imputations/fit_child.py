@@ -6,7 +6,10 @@ The child has no access to the database; weights go back as a file in the fit's 
 """
 
 import platform
+import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,9 @@ from superduper.serving import collate
 from superduper.serving.predictor import Predictor
 from superduper.store.unsealing import load
 from superduper.training.checkpoints import Checkpoints
+from superduper.training.distributed import GroupEngine, HandedBatches, engine_of, shared_by
 from superduper.training.engine import Engine, Plan, Stage, evaluate
+from superduper.training.group import Group
 from superduper.training.policies import BestWeights, NaNStop, Patience, check_watched
 from superduper.training.precision import default_device
 from superduper.training.randomness import seed_everything
@@ -72,12 +77,14 @@ class Fitting:
     def __init__(self, send: Callable[[Message], None]) -> None:
         self.send = send
         self.device = default_device()
+        self._example: Any = None
 
     # Loading ---------------------------------------------------------------------------------
 
     def load(self, message: Message) -> Message:
         """Load the components and get ready for documents."""
         torch.set_num_threads(1)
+        self._loaded = message
         self.settings = Settings(**message["settings"])
         self.saving_seconds = float(message["saving_seconds"])
         self.folder = Path(message["folder"])
@@ -175,8 +182,12 @@ class Fitting:
         if any(torch.nn.parameter.is_lazy(weight) for weight in model.parameters()):
             fold = self.records.folds["train"]
             source = self.stages.source(fold, collate.floating_dtype(model), None)
-            with torch.no_grad():
-                apply(model.eval(), next(source.batches(0)).frame["x"])
+            self._example = next(source.batches(0)).frame["x"]
+            self._learn_sizes()
+
+    def _learn_sizes(self) -> None:
+        with torch.no_grad():
+            apply(self.predictor.model.eval(), self._example)
 
     @property
     def _validation_name(self) -> FoldName:
@@ -190,19 +201,26 @@ class Fitting:
         `resume` names a folder within it with a checkpoint to go on from.
         """
         stage = self.stages.stage(self.predictor, self._validation_name)
-        engine, best = self._engine(stage)
-        if message["resume"] is not None:
-            state = Checkpoints(self.folder / message["resume"]).latest()
-            if state is None:
-                raise InvalidInput("the checkpoint was damaged on its way")
-            engine.load_state_dict(state)
-        engine.run()
+        with self._shared(stage) as group:
+            engine, best = self._engine(stage, group)
+            if message["resume"] is not None:
+                state = Checkpoints(self.folder / message["resume"]).latest()
+                if state is None:
+                    raise InvalidInput("the checkpoint was damaged on its way")
+                engine.load_state_dict(state)
+            engine.run()
         best.restore(engine)
         weights = copy_of_state(self.predictor.model)
         (self.folder / message["weights"]).write_bytes(weights_blob(weights))
         return {**self._result(engine, best, stage), "final_hash": weights_hash(weights)}
 
-    def _engine(self, stage: Stage) -> tuple[Engine, BestWeights]:
+    def _shared(self, stage: Stage) -> AbstractContextManager[Group | None]:
+        """The other processes of this fit, if it is to have some."""
+        sizes = {name: fold.n for name, fold in self.records.folds.items()}
+        given = (self._loaded, sizes, self._example)
+        return shared_by(self.settings.processes, stage.graph, help_with_fit, *given)
+
+    def _engine(self, stage: Stage, group: Group | None) -> tuple[Engine, BestWeights]:
         """The engine with its policies, in the order that matters: who ends the run, then who
         reports, then who saves."""
         settings = self.settings
@@ -221,7 +239,17 @@ class Fitting:
             reporter,
             Saver(self.folder / "checkpoints", self.saving_seconds, self.send, reporter),
         ]
-        return Engine(Plan([stage], settings.seed), policies), best
+        return engine_of(Plan([stage], settings.seed), policies, group), best
+
+    def help(self, group: Group, sizes: Mapping[str, int], example: Any) -> None:
+        """Train as another process of a fit, which has no documents and is handed each batch."""
+        for name, fold in self.records.folds.items():
+            fold.n = sizes[name]  # what a trainer's steps may ask for
+        if example is not None:
+            self._example = example
+            self._learn_sizes()
+        stage = replace(self.stages.stage(self.predictor, "train"), source=HandedBatches())
+        GroupEngine(Plan([stage], self.settings.seed), [], group).run()
 
     def _result(self, engine: Engine, best: BestWeights, stage: Stage) -> Message:
         assert best.best is not None  # validation has happened before the first step
@@ -256,3 +284,11 @@ class Fitting:
         ids = [raw["_id"] for raw in self.records.folds["train"].raw(index[:_SHOWN_IDS])]
         more = f" and {len(index) - len(ids)} more" if len(index) > len(ids) else ""
         return f"the documents {', '.join(map(repr, ids))}{more}"
+
+
+def help_with_fit(group: Group, message: Message, sizes: Mapping[str, int], example: Any) -> None:
+    """What another process of a fit does: it loads the same, and helps."""
+    with tempfile.TemporaryDirectory(prefix="superduper-fit-") as folder:
+        fitting = Fitting(lambda message: None)
+        fitting.load({**message, "folder": folder})
+        fitting.help(group, sizes, example)

@@ -51,6 +51,7 @@ class Settings:
     watch: str
     seed: int
     mixed_precision: str | None = None
+    processes: int | None = None
     trainer: Mapping[str, Any] | None = None
     policies: tuple[Mapping[str, Any], ...] = ()
 

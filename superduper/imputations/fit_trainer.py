@@ -95,7 +95,16 @@ class TrainerObjective(Objective):
         self, graph: Graph, frame: Frame, n: int, optimizers: Mapping[str, torch.optim.Optimizer]
     ) -> StepResult:
         """One step of training, as the trainer has it."""
+        self.steps.part = self.part
         return self.steps.step(graph, frame, n, optimizers)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The results of the epoch that is being trained."""
+        return self.steps.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self.steps.load_state_dict(state)
 
     def evaluate(self, graph: Graph, frame: Frame, n: int) -> StepResult:
         """What the trainer measures of a batch, and the registered loss."""
@@ -148,11 +157,3 @@ class Summaries(Policy):
         if type(self.trainer).summarize_epoch is not Trainer.summarize_epoch:
             self.latest = flattened(summary or {})
         steps.begin_training()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The results of the epoch that is being trained."""
-        return self.steps.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
-        self.steps.load_state_dict(state)

@@ -42,7 +42,8 @@ class Limits:
     address space than they use, so that a limit on it would stop them at once. Of `processes`
     the kernel lets a child start no more where it counts them (threads as well); elsewhere the
     parent counts a few times a second, and ends a child that has more. `writable` are the
-    folders beside its own in which it may change files.
+    folders beside its own in which it may change files. `loopback` lets its processes talk to
+    each other by TCP: in a network of their own, or where the system gives none in the common one.
     """
 
     memory_mb: int = 8192
@@ -51,6 +52,7 @@ class Limits:
     open_files: int = 1024
     processes: int = 512
     network: bool = False
+    loopback: bool = False
     writable: tuple[str, ...] = ()
 
     @classmethod
@@ -80,11 +82,14 @@ def confine(limits: Limits, lifeline: int) -> dict[str, bool]:
     # If the machine runs out of memory, this process goes, not the database or the worker.
     Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
     cut_off, counted = namespaces.enter(network=limits.network)
+    if cut_off and limits.loopback:
+        namespaces.raise_loopback()
     if counted:
         _limit(resource.RLIMIT_NPROC, limits.processes)
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     drop_capabilities()  # a privileged user could raise the limits again
-    held = landlock.restrict((os.getcwd(), *limits.writable), network=limits.network)
+    talks = limits.network or limits.loopback
+    held = landlock.restrict((os.getcwd(), *limits.writable), network=talks)
     return {
         "network": cut_off,
         "tcp": cut_off or held.tcp,

@@ -15,6 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from safetensors.torch import load, save
 
@@ -158,6 +159,10 @@ def _plain(value: Any, tensors: dict[str, torch.Tensor], path: str) -> Any:
         name = f"{len(tensors)}:{path}"
         tensors[name] = value.detach().to("cpu", copy=True).contiguous()
         return {"$tensor": name}
+    if isinstance(value, numpy.generic):
+        value = value.item()
+    if isinstance(value, numpy.ndarray) and value.dtype.kind in "biuf":
+        return {"$array": _plain(torch.from_numpy(value.copy()), tensors, path)}
     if isinstance(value, Mapping):
         if all(isinstance(key, str) and not key.startswith("$") for key in value):
             return {key: _plain(each, tensors, f"{path}/{key}") for key, each in value.items()}
@@ -170,7 +175,7 @@ def _plain(value: Any, tensors: dict[str, torch.Tensor], path: str) -> Any:
         return value
     raise InvalidInput(
         f"{path or 'the state'} is a {type(value).__name__}: a state is made of tensors, numbers, "
-        "texts, lists and dicts"
+        "arrays, texts, lists and dicts"
     )
 
 
@@ -178,6 +183,8 @@ def _rich(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     match value:
         case {"$tensor": name}:
             return tensors[name]
+        case {"$array": tensor}:
+            return _rich(tensor, tensors).numpy()
         case {"$items": items}:
             return {key: _rich(each, tensors) for key, each in items}
         case {"$tuple": listed}:

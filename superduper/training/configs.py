@@ -8,6 +8,7 @@ from pathlib import PurePath
 from typing import Any
 
 from superduper.errors import InvalidInput
+from superduper.training.group import several
 from superduper.training.run_folder import RunFolder
 
 Config = dict[str, Any]
@@ -23,6 +24,7 @@ DEFAULTS: Config = {
     "device": None,
     "mixed_precision": None,
     "compile": None,
+    "processes": None,
 }
 
 # What may change between two calls that train the same run: how long, and where its folder lies.
@@ -89,6 +91,7 @@ def _check(config: Config) -> None:
             f"mixed_precision is {config['mixed_precision']!r}: it must be 'bf16', or null for "
             "float32; fp16 needs a loss that is scaled, which train_batch would have to do itself"
         )
+    several(config["processes"])
     if type(config["seed"]) is not int or not 0 <= config["seed"] < 2**63:
         raise InvalidInput(f"seed is {config['seed']!r}: it must be a whole number from 0")
 

@@ -130,9 +130,9 @@ class Engine:
             self._run_step(stage, batch)
             if self._stop is not None or cursor.step == stage.max_steps:
                 break
-        stage.objective.finish_epoch(stage.optimizers)
+        self._finish_epoch(stage)
         cursor.epoch, cursor.batch = cursor.epoch + 1, 0
-        train = self._means()
+        train = self._train.compute()
         metrics = self._validate(stage, train)
         self._emit("epoch_finished", train=train, metrics=metrics)
 
@@ -147,9 +147,8 @@ class Engine:
     def _train_on(self, stage: Stage, batch: Batch) -> StepResult:
         return stage.objective.step(stage.graph, batch.frame, batch.n, stage.optimizers)
 
-    def _means(self) -> dict[str, float]:
-        """The epoch's mean training losses."""
-        return self._train.compute()
+    def _finish_epoch(self, stage: Stage) -> None:
+        stage.objective.finish_epoch(stage.optimizers)
 
     def _validate(self, stage: Stage, train: Mapping[str, float]) -> dict[str, float]:
         if stage.validation is None and stage.validate is None:
@@ -182,6 +181,7 @@ class Engine:
             "train": self._train.state_dict(),
             "graph": stage.graph.state_dict(),
             "optimizers": {name: each.state_dict() for name, each in stage.optimizers.items()},
+            "objective": stage.objective.state_dict(),
             "precision": stage.objective.precision.state_dict(),
             "policies": [policy.state_dict() for policy in self.policies],
             "random": random_state(),
@@ -196,6 +196,7 @@ class Engine:
         stage.graph.load_state_dict(state["graph"])
         for name, optimizer in stage.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
+        stage.objective.load_state_dict(state["objective"])
         stage.objective.precision.load_state_dict(state["precision"])
         for policy, kept in zip(self.policies, state["policies"], strict=True):
             policy.load_state_dict(kept)

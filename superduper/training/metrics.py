@@ -49,12 +49,6 @@ class Means:
         """The means so far."""
         return {name: float(total) / self.n for name, total in self.sums.items()}
 
-    def merge(self, state: Mapping[str, Any]) -> None:
-        """Take in the sums and the count of others."""
-        for name, value in state["sums"].items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.n += state["n"]
-
     def state_dict(self) -> dict[str, Any]:
         """The sums and the count."""
         return {"sums": dict(self.sums), "n": self.n}

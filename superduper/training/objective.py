@@ -5,8 +5,8 @@ another step (two optimizers in turn, a user's own `train_batch`) overrides `ste
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 
@@ -16,6 +16,16 @@ from superduper.training.optimizers import forget_gradients
 from superduper.training.precision import MixedPrecision
 
 Loss = Callable[..., torch.Tensor]
+
+
+class Part(Protocol):
+    """What makes of a process's part of a batch, where several share each, the whole batch."""
+
+    whole: int  # the number of records of the whole batch
+
+    def mean(self, values: Any) -> Any: ...
+
+    def sum(self, values: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,9 @@ class StepResult:
 
 class Objective:
     """A weighted sum of terms."""
+
+    #: Where several processes share each batch, this one's part; None in a process alone.
+    part: Part | None = None
 
     def __init__(self, terms: Sequence[Term], precision: MixedPrecision | None = None) -> None:
         self.terms = tuple(terms)
@@ -90,7 +103,10 @@ class Objective:
             loss = self.total(losses)
         _check(loss)
         self.precision.backward(loss)
-        return self._result(losses, done, n), loss
+        result = self._result(losses, done, n)
+        if self.part is not None:
+            result = replace(result, losses=self.part.mean(result.losses), n=self.part.whole)
+        return result, loss
 
     def _search(
         self, graph: Graph, frame: Frame, n: int, optimizers: Mapping[str, torch.optim.Optimizer]
@@ -111,6 +127,20 @@ class Objective:
 
     def finish_epoch(self, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
         """Nothing more comes in this epoch: what waits for more batches must wait no longer."""
+
+    def told(self) -> Any:
+        """What the other processes of a group must know for a step, beside their part of it."""
+        return None
+
+    def hear(self, word: Any) -> None:
+        """In one of the others, what the leader has told."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has to be known to go on later, beside the states of modules and optimizers."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
 
     def evaluate(self, graph: Graph, frame: Frame, n: int) -> StepResult:
         """The losses of a batch, without training on it; in float32, as the model will be used."""

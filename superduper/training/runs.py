@@ -140,8 +140,9 @@ class Runs:
     ) -> Listing:
         """Finished runs, best first within each group of equal test data.
 
-        Runs are comparable where `test_hash` is equal: those of one group stand together, the
-        group with the newest run first. Without `metric`, each is ranked by what it watched.
+        Runs are comparable where `test_hash` is equal: those of one group stand together, each with
+        its `rank` there, the group with the newest run first. Without `metric`, each is ranked by
+        what it watched.
         """
         filter: dict[str, Any] = {"status": "succeeded", "scored.hash": {"$exists": True}}
         if collection is not None:
@@ -153,7 +154,11 @@ class Runs:
         for run in found:
             by = metric or run["settings"]["watch"]
             groups.setdefault((run["scored"]["hash"], by), []).append(_score(run, by))
-        ranked = [row for rows in groups.values() for row in sorted(rows, key=_rank)]
+        ranked = [
+            {"rank": rank, **row}
+            for rows in groups.values()
+            for rank, row in enumerate(sorted(rows, key=_order), 1)
+        ]
         return ranked[:limit]
 
 
@@ -174,7 +179,7 @@ def _score(run: Mapping[str, Any], metric: str) -> dict[str, Any]:
     }
 
 
-def _rank(row: Mapping[str, Any]) -> float:
+def _order(row: Mapping[str, Any]) -> float:
     value = row["value"]
     if value is None or math.isnan(value):
         return math.inf

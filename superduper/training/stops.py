@@ -10,7 +10,11 @@ from superduper.training.values import mean_loss
 
 
 class LossStop(Policy):
-    """Ends the training when an epoch's loss is over `max_ratio` times the lowest one so far."""
+    """Ends the training when an epoch's loss is over `max_ratio` times the lowest one so far.
+
+    Of a negative lowest loss, three times as much is as far above it as it is of a positive one of
+    its size: 1 for -1, as 3 for 1.
+    """
 
     def __init__(self, max_ratio: float = 3) -> None:
         self.max_ratio = max_ratio
@@ -20,7 +24,8 @@ class LossStop(Policy):
         """Compare the epoch's loss with the lowest one."""
         loss = mean_loss(train_losses)
         self.lowest = min(self.lowest, loss)
-        if loss > self.max_ratio * self.lowest:
+        ratio = self.max_ratio if self.lowest > 0 else 2 - self.max_ratio
+        if loss > ratio * self.lowest:
             raise EarlyStopping(
                 f"the loss of epoch {epoch} is {loss:g}, over {self.max_ratio:g} times the lowest, "
                 f"{self.lowest:g}"

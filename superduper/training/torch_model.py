@@ -54,10 +54,17 @@ class TorchModel:
         self.optimizer = _optimizer(optimizer, architecture)
         self.accumulate = accumulate
         self.clip = clip
+        self.compile = compile
         if compile:
             compile_module(architecture, compile)
         self._waiting = 0
         self._weight = next(each for each in architecture.parameters() if each.is_floating_point())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Come to be in another process, where it has to be compiled anew."""
+        self.__dict__.update(state)
+        if self.compile:
+            compile_module(self.architecture, self.compile)
 
     def do_train_step(self, *inputs: Any, lr: float | None = None, **settings: Any) -> Any:
         """Train on a batch, the last input being the target; answer the loss.

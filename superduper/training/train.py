@@ -16,9 +16,11 @@ import torch
 
 from superduper.errors import InvalidInput
 from superduper.training.checkpoints import Checkpointing, Checkpoints
+from superduper.training.distributed import GroupEngine, HandedBatches, engine_of, shared_by
 from superduper.training.engine import Engine, Plan, Stage
 from superduper.training.epoch_logs import TensorBoardLogger
 from superduper.training.graph import Frame, Graph, Node
+from superduper.training.group import Group
 from superduper.training.interrupts import SaveOnInterrupt
 from superduper.training.named_policies import NamedPolicies
 from superduper.training.objective import Objective, StepResult
@@ -39,6 +41,7 @@ def train_model(
     validate: Callable[[], Mapping[str, Any]] | None = None,
     *,
     frequency: int | None = None,
+    processes: int | None = None,
     **policies: Any,
 ) -> None:
     """Train a model on batches for some epochs; with None, until a policy ends it.
@@ -51,6 +54,9 @@ def train_model(
     TensorBoard's event files go to `log_path`. With `checkpoints_path` a training that was stopped
     goes on from where it was; one that has ended trains nothing more. The two newest checkpoints
     are kept and, with `frequency`, every so many epochs' one for good.
+
+    With `processes` each batch is shared by so many processes, each with a GPU of its own if the
+    model is on one. Raises InvalidInput for a model that cannot be copied to them.
     """
     if frequency is not None and (not isinstance(frequency, int) or frequency < 1):
         raise InvalidInput(f"frequency must be a number of epochs, not {frequency!r}")
@@ -64,17 +70,26 @@ def train_model(
     watching: list[Policy] = [origin, NaNStop(batches.describe), following]
     with contextlib.ExitStack() as opened:
         opened.callback(following.close)
-        if checkpoints_path is None:
-            engine = Engine(Plan([stage], None), watching)
-        else:
+        checkpoints = None
+        if checkpoints_path is not None:
             checkpoints = Checkpoints(Path(checkpoints_path).expanduser())
             interrupt = opened.enter_context(SaveOnInterrupt(checkpoints))
-            saving = [Checkpointing(checkpoints, lasting_epochs=frequency), interrupt]
-            engine = Engine(Plan([stage], None), [*watching, *saving])
+            watching += [Checkpointing(checkpoints, lasting_epochs=frequency), interrupt]
+        group = opened.enter_context(shared_by(processes, stage.graph, _help, model))
+        engine = engine_of(Plan([stage], None), watching, group)
+        if checkpoints is not None:
             _go_on(engine, origin, checkpoints)
         opened.enter_context(batches.opened())
         engine.run()
     logger.info("training ended: %s", engine.reason)
+
+
+def _help(group: Group, model: Any) -> None:
+    """What another process of a training does."""
+    graph = _graph(model)
+    graph.to(group.device)
+    stage = Stage(graph, ModelObjective(model), HandedBatches(), _optimizers(model))
+    GroupEngine(Plan([stage], None), [], group).run()
 
 
 def _go_on(engine: Engine, origin: "Origin", checkpoints: Checkpoints) -> None:
@@ -107,13 +122,17 @@ def _stage(
     if not callable(getattr(model, "do_train_step", None)):
         raise InvalidInput(f"{type(model).__name__} has no method do_train_step: see TorchModel")
     return Stage(
-        graph=Graph([Node(name, each, (), ()) for name, each in _modules(model).items()]),
+        graph=_graph(model),
         objective=ModelObjective(model, following.values),
         source=batches,
         optimizers=_optimizers(model),
         validate=lambda: _measured(validate),
         max_epochs=_limit(n_epochs),
     )
+
+
+def _graph(model: Any) -> Graph:
+    return Graph([Node(name, each, (), ()) for name, each in _modules(model).items()])
 
 
 def _limit(n_epochs: float | None) -> int | None:
@@ -155,17 +174,37 @@ def _attributes(model: Any) -> Iterator[tuple[str, Any]]:
 class ModelObjective(Objective):
     """A step is the model's own `do_train_step`, given the policies' values."""
 
-    def __init__(self, model: Any, values: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, model: Any, values: Callable[[], dict[str, Any]] = dict) -> None:
         super().__init__(())
         self.model = model
         self.values = values
+        self._kept = not isinstance(model, torch.nn.Module) and hasattr(model, "load_state_dict")
 
     def step(
         self, graph: Graph, frame: Frame, n: int, optimizers: Mapping[str, torch.optim.Optimizer]
     ) -> StepResult:
         """One step of training, as the model has it."""
         loss = plain_loss(self.model.do_train_step(*frame["batch"], **self.values()))
+        if self.part is not None:
+            loss, n = self.part.mean(loss), self.part.whole
         return StepResult(_losses(loss), {**frame, "loss": loss}, n)
+
+    def told(self) -> dict[str, Any]:
+        """The policies' values."""
+        return self.values()
+
+    def hear(self, word: Any) -> None:
+        """Take the values for the next step."""
+        self.values = lambda: word
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the model itself keeps; modules and optimizers are kept apart."""
+        return dict(self.model.state_dict()) if self._kept else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        if self._kept:
+            self.model.load_state_dict(state)
 
     def finish_epoch(self, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
         """Let a model that accumulates gradients use those that are left."""
@@ -205,8 +244,6 @@ class Origin(Policy):
     def __init__(self, model: Any, batches: TrainBatches) -> None:
         self.batches = batches
         self.hashes = {"model": structure_hash(model), "data": batches.fingerprint}
-        keeps = not isinstance(model, torch.nn.Module) and hasattr(model, "load_state_dict")
-        self._model = model if keeps else None
 
     def check(self, state: Mapping[str, Any], folder: Path) -> None:
         """Raise InvalidInput if a checkpoint is of another model or of other data."""
@@ -220,15 +257,12 @@ class Origin(Policy):
                 )
 
     def state_dict(self) -> dict[str, Any]:
-        """The hashes, where the batches are, and what the model itself keeps."""
-        state = {"hashes": self.hashes, "batches": self.batches.state_dict()}
-        return state if self._model is None else {**state, "model": self._model.state_dict()}
+        """The hashes, and where the batches are."""
+        return {"hashes": self.hashes, "batches": self.batches.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state."""
         self.batches.load_state_dict(state["batches"])
-        if self._model is not None:
-            self._model.load_state_dict(state["model"])
 
 
 def structure_hash(model: Any) -> str:

@@ -4,8 +4,9 @@ A subclass says what a step does and what an epoch comes to; the engine does the
 checkpoints, going on after a stop. Everything about a run is kept in one folder, `model_dir`.
 """
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -20,8 +21,10 @@ from superduper.training.batch_results import (
 from superduper.training.checkpoints import Checkpointing, Checkpoints
 from superduper.training.configs import run_config
 from superduper.training.database_log import DatabaseLogger
+from superduper.training.distributed import GroupEngine, HandedBatches, engine_of, shared_by
 from superduper.training.engine import Engine, Plan, Stage, evaluate
 from superduper.training.graph import Graph, Node
+from superduper.training.group import Group
 from superduper.training.interrupts import SaveOnInterrupt
 from superduper.training.loaders import LoaderSource
 from superduper.training.multiple_optimizers import MultipleOptimizers
@@ -79,9 +82,7 @@ class Trainer:
             self.model.to(device_of(self.config["device"]))
         if self.config["compile"]:
             compile_module(self.model, self.config["compile"])
-        self._objective = BatchObjective(
-            self.train_batch, self.evaluate_batch, self.config["mixed_precision"]
-        )
+        self._objective = self._steps()
         self._records = RunRecords(
             self.folder, self._objective, self.summarize_epoch, self.config["log_interval"]
         )
@@ -154,16 +155,15 @@ class Trainer:
         with record.locked():
             checkpoints = Checkpoints(self.folder.checkpoints)
             interrupts = SaveOnInterrupt(checkpoints)
-            engine = Engine(
-                Plan([self.stage()], self.config["seed"]),
-                self._run_policies(checkpoints, interrupts),
-            )
+            stage = self.stage()
             record.begin(self.model, self._data(), self.parent)
             loggers = [each for each in self.policies if isinstance(each, DatabaseLogger)]
             state = checkpoints.latest()
-            if state is not None:
-                self._go_on(engine, state)
-            with interrupts, self._recorded(record):
+            with interrupts, self._recorded(record), self._shared(stage) as group:
+                plan = Plan([stage], self.config["seed"])
+                engine = engine_of(plan, self._run_policies(checkpoints, interrupts), group)
+                if state is not None:
+                    self._go_on(engine, state)
                 engine.run()
                 test = None if self.test_loader is None else self.test()
                 record.finish(self.model, engine.reason, self._records.history, test)
@@ -177,6 +177,24 @@ class Trainer:
         self._objective.begin_validation()
         source = LoaderSource(loader or self.test_loader, self.config["seed"], "test")
         return evaluate(stage, source)
+
+    def _shared(self, stage: Stage) -> AbstractContextManager[Group | None]:
+        """The other processes of this training, if the config asks for some."""
+        return shared_by(self.config["processes"], stage.graph, _help, self._without_data())
+
+    def _without_data(self) -> "Trainer":
+        """A copy for another process, which is handed each batch: it knows the sizes of data."""
+        copied = copy.copy(self)
+        copied.train_loader = _Sizes.of(self.train_loader)
+        copied.validate_loader = _Sizes.of(self.validate_loader)
+        copied.test_loader = None
+        copied.policies = copied.schedulers = ()
+        copied._objective = copied._steps()
+        del copied._records
+        return copied
+
+    def _steps(self) -> BatchObjective:
+        return BatchObjective(self.train_batch, self.evaluate_batch, self.config["mixed_precision"])
 
     def _go_on(self, engine: Engine, state: Mapping[str, Any]) -> None:
         try:
@@ -275,3 +293,38 @@ class Trainer:
             )
         log_prob: torch.Tensor = predicted.log_prob(labels)
         return log_prob
+
+
+class _Sizes:
+    """A loader without its data: what a step may ask for is how much there is."""
+
+    def __init__(self, n: int, batch_size: int | None, batches: int) -> None:
+        self.dataset = range(n)
+        self.batch_size = batch_size
+        self._batches = batches
+
+    @classmethod
+    def of(cls, loader: Any) -> "_Sizes | None":
+        """The sizes of a loader; None where they are not known."""
+        try:
+            dataset = getattr(loader, "dataset", loader)
+            return cls(len(dataset), getattr(loader, "batch_size", None), len(loader))
+        except TypeError:  # a stream
+            return None
+
+    def __len__(self) -> int:
+        return self._batches
+
+
+def _help(group: Group, trainer: Trainer) -> None:
+    """What another process of a training does."""
+    trainer.model.to(group.device)
+    if trainer.config["compile"]:
+        compile_module(trainer.model, trainer.config["compile"])
+    stage = Stage(
+        Graph([Node("model", trainer.model, (), ())]),
+        trainer._objective,
+        HandedBatches(),
+        trainer._optimizers(),
+    )
+    GroupEngine(Plan([stage], trainer.config["seed"]), [], group).run()

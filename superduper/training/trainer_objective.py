@@ -56,6 +56,8 @@ class BatchObjective(Objective):
         with _mutable_graph(len(optimizers) > 1), self.precision.forward():
             returned = _called(self._train_batch, batch)
         results = detached(returned, "train_batch")
+        if self.part is not None:
+            results, n = self.part.sum(results), self.part.whole
         self.train_results.append(results)
         self.train_n += n
         return StepResult(_means(results, n), frame, n)

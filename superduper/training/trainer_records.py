@@ -108,10 +108,9 @@ class RunRecords(Policy):
             self._json_lines.add(row)
 
     def state_dict(self) -> dict[str, Any]:
-        """The history, and the sums of the epoch that is being trained."""
+        """The history; the sums of the epoch that is being trained are the objective's."""
         return {
             "history": [dict(row) for row in self.history],
-            "sums": self.objective.state_dict(),
             "logged": list(self._logged),
             "elapsed": time.monotonic() - self._began + self._elapsed,
         }
@@ -119,7 +118,6 @@ class RunRecords(Policy):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state."""
         self.history = [dict(row) for row in state["history"]]
-        self.objective.load_state_dict(state["sums"])
         count, n = state["logged"]
         self._logged, self._elapsed = (count, n), state["elapsed"]
 

@@ -107,7 +107,7 @@ class DecreasingOnPlateau(ValuePolicy):
     """Times `multiplier` when the training loss has not fallen for more than `patience` epochs.
 
     A loss has fallen if it is lower than the last that had by more than `atol`, or by more than the
-    part `rtol` of it; without either, if it is lower at all.
+    part `rtol` of its size; without either, if it is lower at all.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class DecreasingOnPlateau(ValuePolicy):
         loss = mean_loss(train_losses)
         if loss < self.margin:
             by_atol = -math.inf if self.atol is None else loss - self.atol
-            by_rtol = -math.inf if self.rtol is None else loss * (1 - self.rtol)
+            by_rtol = -math.inf if self.rtol is None else _less(loss, self.rtol)
             self.margin = max(by_atol, by_rtol)
             self.waited = 0
             return
@@ -151,6 +151,11 @@ class DecreasingOnPlateau(ValuePolicy):
         """Go on from a state."""
         self.value, self.margin = state["value"], state["margin"]
         self.waited = state["waited"]
+
+
+def _less(loss: float, part: float) -> float:
+    """A loss less a part of its size: of a negative one, further from 0."""
+    return loss * (1 - part) if loss > 0 else loss * (1 + part)
 
 
 def mean_loss(train_losses: Sequence[Any]) -> float:

@@ -54,7 +54,11 @@ def serving(database: Database[Any]) -> Iterator[str]:
 class Place:
     """A fresh database with its collections, as the facade of one transport shows them."""
 
-    def __init__(self, database: Database[Any], facade: Callable[[str], Collection]) -> None:
+    def __init__(
+        self, uri: str, database: Database[Any], facade: Callable[[str], Collection]
+    ) -> None:
+        #: What a program of its own connects to.
+        self.uri = uri
         self.database = database
         self.facade = facade
         self.count = 0
@@ -72,11 +76,12 @@ def place(request: pytest.FixtureRequest, store_uri: str) -> Iterator[Place]:
         database = mongo[f"behaviour_{uuid.uuid4().hex[:12]}"]
         if request.param == "here":
             transport = stack.enter_context(contextlib.closing(LocalTransport(database)))
-            yield Place(database, lambda name: Collection(transport, name, database[name]))
+            facade = lambda name: Collection(transport, name, database[name])  # noqa: E731
+            yield Place(store_uri, database, facade)
         else:
             url = stack.enter_context(serving(database))
             client = stack.enter_context(superduper_client.connect(url))
-            yield Place(database, client[database.name].__getitem__)
+            yield Place(url, database, client[database.name].__getitem__)
         mongo.drop_database(database.name)
 
 

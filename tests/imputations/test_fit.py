@@ -357,6 +357,29 @@ def test_a_metric_with_state_gets_batches(fitting: Fitting) -> None:
         assert row["accuracy"] == pytest.approx(row["plain"])
 
 
+def test_torchmetrics_are_right_on_a_last_batch_of_another_size(fitting: Fitting) -> None:
+    """Macro F1 over all documents is no mean of the batches' own, whatever their weights."""
+    from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
+    fitting.insert(points(40), _fold="train")
+    fitting.insert(points(31, 100, seed=1), _fold="valid")
+    fitting.register_all(metric=MulticlassAccuracy(2, average="micro"))
+    fitting.register("metric", "f1", MulticlassF1Score(2))
+    fitting.register("metric", "plain", equal)
+    rows = {}
+    for size in (7, 31):
+        name = f"of_{size}"
+        fitting.register("model", name, Classifier())
+        given = {"metrics": ("accuracy", "f1", "plain"), "batch_size": size, "max_epochs": 2}
+        run = fitting.fit(fitting.declare(name=name, model=name, watch="f1", fill=False, **given))
+        assert all(row["accuracy"] == pytest.approx(row["plain"]) for row in run["history"])
+        assert run["higher_is_better"]["f1"] is True
+        rows[size] = run["history"][0]  # before the first step
+    assert 0 < rows[31]["f1"] < 1 and rows[31]["f1"] != pytest.approx(rows[31]["accuracy"])
+    for name, value in rows[31].items():
+        assert rows[7][name] == pytest.approx(value, abs=1e-6), name
+
+
 def test_a_cancelled_fit_ends_soon_and_changes_nothing(fitting: Fitting) -> None:
     fitting.insert(points(50))
     fitting.register_all()

@@ -95,6 +95,25 @@ def test_a_trainers_own_steps_and_optimizers(fitting: Fitting) -> None:
     assert not worse["promoted"] and "log_prob" in worse["reason"]
 
 
+class Lazy(Classifier):
+    """Learns from the first record how many numbers there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.LazyLinear(2)  # type: ignore[assignment]
+
+
+def test_a_fit_in_two_processes_learns_what_it_learns_in_one(fitting: Fitting) -> None:
+    fitting.register_all(Lazy())
+    alone = fitting.fit(fitting.declare(max_epochs=3))
+    fitting.imputations.delete(fitting.imputations.get("docs", "y_from_x"))
+    fitting.register("model", "again", Lazy())
+    shared = fitting.fit(fitting.declare(max_epochs=3, name="again", model="again", processes=2))
+    assert shared["settings"]["processes"] == 2
+    for one, two in zip(alone["history"], shared["history"], strict=True):
+        assert two == pytest.approx(one, abs=1e-5)
+
+
 def test_a_registered_loss_is_measured_beside_a_trainers_steps(fitting: Fitting) -> None:
     fitting.register_all(TwoLayers())
     fitting.register("trainer", "in_turn", InTurn)

@@ -43,6 +43,16 @@ def read(message: Message) -> Message:
     return told(lambda: Path(message["path"]).read_bytes())
 
 
+def talk(_: Message) -> Message:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname(), timeout=10) as one,
+        server.accept()[0] as other,
+    ):
+        one.sendall(b"a word")
+        return {"heard": other.recv(6).decode()}
+
+
 def kill(message: Message) -> Message:
     return told(lambda: os.kill(message["pid"], message["signal"]))
 
@@ -122,7 +132,7 @@ def multiply(message: Message) -> Message:
 
 def main(channel: Channel) -> None:
     operations = (
-        (write, remove, move, read, kill, connect, call, new_users)
+        (write, remove, move, read, kill, connect, talk, call, new_users)
         + (raise_limit, privileges, folder, bomb, multiply)
     )  # fmt: skip
     serve(channel, {operation.__name__: operation for operation in operations})

@@ -98,6 +98,18 @@ def test_the_network_is_cut_off_where_that_is_possible(child: Child, network: bo
     assert not (network and found["tcp"])
 
 
+def test_its_processes_may_talk_to_each_other_and_to_nobody_else(child: Child) -> None:
+    child.stop()
+    with (
+        Child(child.entry, limits=Limits(loopback=True)) as asked,
+        socket.create_server(("127.0.0.1", 0)) as server,
+    ):
+        assert asked.request({"op": "talk"}) == {"heard": "a word"}
+        outside = refused(asked, "connect", port=server.getsockname()[1], udp=False)
+    if (asked.held or {})["network"]:  # where the system gives it a network of its own
+        assert outside == "ECONNREFUSED"
+
+
 @pytest.mark.skipif(MACHINE not in seccomp.MACHINES, reason="its calls are not known")
 def test_calls_that_it_has_no_need_of_are_refused(child: Child) -> None:
     column = seccomp.MACHINES[MACHINE][0]

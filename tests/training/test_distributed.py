@@ -1,19 +1,23 @@
 """Two processes train as one does with the same batches, and go on to the bit after a stop."""
 
+import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from superduper.errors import InvalidInput
+from superduper.errors import InvalidInput, UserCodeError
+from superduper.training.batch_parts import part_of
 from superduper.training.checkpoints import Checkpoints
-from superduper.training.distributed import Group, GroupEngine, in_group
+from superduper.training.distributed import GroupEngine
 from superduper.training.engine import Engine, Plan, Stage
 from superduper.training.graph import Graph, Node
-from superduper.training.loaders import LoaderSource
+from superduper.training.group import Group, leading, several
 from superduper.training.objective import Objective, Term
 from superduper.training.optimizers import optimizer_of
 from superduper.training.policies import Policy, StopRun
@@ -22,6 +26,7 @@ from superduper.training.weights import copy_of_state
 
 # Batches of 7 are shared 3 to 4; of the last one, of one record, one process has none.
 BATCH, RECORDS, EPOCHS = 7, 36, 3
+CPU = torch.device("cpu")
 
 
 def plan_of(dropout: float = 0.0, reduction: str = "mean") -> tuple[Plan, torch.nn.Module]:
@@ -127,15 +132,19 @@ def _killed_and_resumed(group: Group, folder: str) -> None:
 
 
 def broken(group: Group) -> None:
-    if not group.leads:
-        raise ZeroDivisionError("mine")
-    group.collected(None)
+    raise ZeroDivisionError("mine")
+
+
+def gone(group: Group) -> None:
+    print("last words", flush=True)
+    os._exit(3)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("group")
-    in_group(together, 2, str(folder))
+    with leading(2, CPU, together, str(folder)) as group:
+        together(group, str(folder))
     return folder
 
 
@@ -159,24 +168,47 @@ def test_two_processes_train_what_one_trains_with_the_same_batches(
 def test_a_group_that_was_stopped_within_an_epoch_goes_on_to_the_bit(runs: Path) -> None:
     straight, resumed = load_file(runs / "straight 0"), load_file(runs / "resumed 0")
     assert len(straight["rows"]) == 2 * EPOCHS
-    # Sums of an epoch's losses are put together once more where it was stopped.
-    assert torch.allclose(straight.pop("rows"), resumed.pop("rows"), rtol=1e-6)
     assert all(torch.equal(value, resumed[name]) for name, value in straight.items())
 
 
-def test_what_one_process_fails_of_ends_the_others_and_is_raised() -> None:
-    with pytest.raises(
-        torch.multiprocessing.ProcessRaisedException, match="ZeroDivisionError: mine"
+@pytest.mark.parametrize(
+    ("help", "told"), [(broken, "ZeroDivisionError: mine"), (gone, "ended with 3: .*last words")]
+)
+def test_what_one_process_fails_of_is_raised(help: Any, told: str) -> None:
+    threads = torch.get_num_threads()
+    with (
+        pytest.raises(UserCodeError, match=rf"(?s)process 1 .*{told}"),
+        leading(2, CPU, help) as group,
     ):
-        in_group(broken, 2)
+        group.receive(1)
+    assert torch.get_num_threads() == threads
+    assert not torch.distributed.is_initialized()
+
+
+def test_a_part_of_a_batch_has_some_rows_of_all_that_has_rows() -> None:
+    batch = {
+        "x": torch.arange(5),
+        "batch": (numpy.arange(10).reshape(5, 2), [*"abcde"], 7, torch.tensor(3.0), {"n": [1, 2]}),
+    }
+    part = part_of(batch, 5, 3, 5)
+    array, letters, number, scale, others = part["batch"]
+    assert part["x"].tolist() == [3, 4] and array.tolist() == [[6, 7], [8, 9]]
+    assert (letters, number, float(scale), others) == (["d", "e"], 7, 3.0, {"n": [1, 2]})
 
 
 def test_what_cannot_be_shared_is_refused() -> None:
-    plan, _ = plan_of()
-    stage = plan.stages[0]
-    group = Group(0, 2, torch.device("cpu"), None)
-    loader = Stage(stage.graph, stage.objective, LoaderSource([1], 0, "train"), {})
-    with pytest.raises(InvalidInput, match="a step of its own, or a loader, it cannot share"):
-        GroupEngine(Plan([loader], 0), [], group)
-    with pytest.raises(InvalidInput, match="say how many processes"):
-        in_group(together, 0)
+    plan, module = plan_of()
+    group = Group(0, 2, CPU, None)
+    search = {"main": torch.optim.LBFGS(module.parameters())}
+    stage = replace(plan.stages[0], optimizers=search)
+    with pytest.raises(InvalidInput, match="LBFGS cannot be shared"):
+        GroupEngine(Plan([stage], 0), [], group)
+    for processes in (0, True, 1.5, "2"):
+        with pytest.raises(InvalidInput, match="whole number of at least 1"):
+            several(processes)  # type: ignore[arg-type]
+    with (
+        open("/dev/null") as file,
+        pytest.raises(InvalidInput, match="cannot be sealed: open it"),
+        leading(2, CPU, together, file),
+    ):
+        pass

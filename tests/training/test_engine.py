@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy
 import pytest
 import torch
 
@@ -351,3 +352,35 @@ def test_tied_weights_are_kept_under_both_names() -> None:
     copy = copy_of_state(module)
     assert torch.equal(copy["0.weight"], copy["1.weight"])
     assert copy["0.weight"].data_ptr() != copy["1.weight"].data_ptr()
+
+
+@pytest.mark.parametrize("patience", [1, 2, 4])
+def test_sd_early_stop(patience: int) -> None:
+    """The rule at the beginning: end when the best of the last n is not the best of all.
+
+    With values of which no two are equal, `Patience` stops after the same validation.
+    """
+    generator = numpy.random.default_rng(patience)
+    for _ in range(200):
+        values = generator.permutation(20).tolist()
+        by_rule = next(
+            (n for n in range(patience + 1, 21) if max(values[n - patience : n]) < max(values[:n])),
+            None,
+        )
+        policy, stopped = Patience("score", True, patience), None
+        for n, value in enumerate(values, 1):
+            try:
+                policy.validation_finished(metrics={"score": value})
+            except StopRun:
+                stopped = n
+                break
+        assert stopped == by_rule
+
+
+def test_an_equal_value_is_better_only_with_a_lower_loss() -> None:
+    """Where the rule would wait for ever on a value that stays, patience ends."""
+    policy = Patience("accuracy", True, 2)
+    for loss in (0.9, 0.8, 0.7, 0.7):
+        policy.validation_finished(metrics={"accuracy": 1.0, "loss": loss})
+    with pytest.raises(StopRun, match="not better for 2 epochs"):
+        policy.validation_finished(metrics={"accuracy": 1.0, "loss": 0.7})

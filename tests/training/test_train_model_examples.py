@@ -58,7 +58,7 @@ def values_of(policy: ValuePolicy, n_epochs: int) -> list[float]:
     return [given["lr"] for given in model.given]
 
 
-def test_policy_values() -> None:
+def test_dp_policy_values() -> None:
     example = EXAMPLES["dp-policy-values"]
     policies: list[tuple[ValuePolicy, int]] = [
         (Constant(0.3), 3),
@@ -76,7 +76,7 @@ def test_policy_values() -> None:
         assert values_of(policy, n_epochs) == pytest.approx(expected, abs=example["tolerance"])
 
 
-def test_a_plateau_lowers_the_value_after_the_patience() -> None:
+def test_dp_policy_plateau() -> None:
     policy = DecreasingOnPlateau(initial=1.0, multiplier=0.5, patience=1, rtol=0.1)
     model = Fake([10, 5, 4.6, 4.7, 4.0, 3.9, 3.9, 3.9, 3.9])
     train_model(model, batches(1), n_epochs=9, lr=policy)
@@ -85,7 +85,7 @@ def test_a_plateau_lowers_the_value_after_the_patience() -> None:
     assert [given["lr"] for given in model.given] == expected
 
 
-def test_loss_stop() -> None:
+def test_dp_policy_lossstop() -> None:
     example = EXAMPLES["dp-policy-lossstop"]
     for (losses, ratio), expected in zip(
         example["input"]["cases"], example["expected"], strict=True
@@ -96,8 +96,31 @@ def test_loss_stop() -> None:
         assert stopped_at == (len(losses) - 1 if expected is None else expected)
 
 
+@pytest.mark.parametrize(
+    ("losses", "epochs"),
+    [
+        ([-1, -2, -1.9, -0.1], 4),  # over -2 by less than its size
+        ([-1, -2, 0.1, -2], 3),
+        ([-6, -6, -6, -7], 4),
+        ([0, 0, 0.1, 0], 3),
+    ],
+)
+def test_loss_stop_of_negative_losses(losses: list[float], epochs: int) -> None:
+    model = Fake(losses)
+    train_model(model, batches(1), n_epochs=4, lr=1, stop=LossStop(2))
+    assert len(model.given) == epochs
+
+
+def test_a_plateau_of_negative_losses() -> None:
+    policy = DecreasingOnPlateau(initial=1.0, multiplier=0.5, patience=0, rtol=0.1)
+    model = Fake([-10, -10, -10.9, -11.1, -11.2])
+    train_model(model, batches(1), n_epochs=5, lr=policy)
+    # Of -10, -11.1 is more than a tenth less; nothing before it is, nor is -11.2 of that.
+    assert [given["lr"] for given in model.given] == [1, 1, 0.5, 0.25, 0.25]
+
+
 @pytest.mark.parametrize("raised", [EarlyStopping, EarlyStopping("enough")])
-def test_early_stopping(raised: Any) -> None:
+def test_dp_early_stopping(raised: Any) -> None:
     """The recorded run's data is not known: here a regression whose loss falls at every epoch."""
     heard: list[int] = []
     means: list[float] = []
@@ -128,7 +151,7 @@ def test_early_stopping(raised: Any) -> None:
     assert heard == [epoch for epoch in range(len(means)) for _ in range(2)]
 
 
-def test_a_value_is_passed_to_the_step() -> None:
+def test_dp_value_policy_kwarg() -> None:
     model = Fake()
     weights = Exponential(initial=10, multiplier=0.5)
     train_model(model, batches(3), n_epochs=3, lr=0.1, weights=weights)
@@ -137,7 +160,7 @@ def test_a_value_is_passed_to_the_step() -> None:
     assert {given["lr"] for given in model.given} == {0.1}
 
 
-def test_load_by_random_id() -> None:
+def test_dp_load_by_random_id() -> None:
     example = EXAMPLES["dp-load_by_random_id"]
     uniform = load_by_random_id(str, ids="abcde", random_state=42)
     weights = example["input"]["weighted"]["weights"]
@@ -152,7 +175,7 @@ def test_load_by_random_id() -> None:
     assert later == many[990:999]
 
 
-def test_infinite() -> None:
+def test_dp_infinite() -> None:
     example = EXAMPLES["dp-infinite"]["expected"]
     source = load_by_random_id(float, lambda i: i % 2, ids=range(10), random_state=0)
     with Infinite(source, batch_size=4, n_iters_per_epoch=3) as batch_iter:
@@ -169,7 +192,7 @@ def test_infinite() -> None:
         Infinite(source, batch_size=4, n_iters_per_epoch=0)
 
 
-def test_logged_items(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dp_logged_items(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     example = EXAMPLES["dp-logged-items"]
     train_model(
         Fake([10.0, 10.0, 2.5, 2.5]),
@@ -199,3 +222,8 @@ def test_several_losses_are_logged_apart(loss: Any, tags: Any, tmp_path: Path) -
     train_model(Fake([loss] * 2), batches(2), n_epochs=1, lr=1, log_path=tmp_path)
     (path,) = tmp_path.iterdir()
     assert {tag: value for _, tag, value in read_scalars(path)} == {**tags, "policies/lr": 1.0}
+
+
+def test_every_example_has_a_test_of_its_name() -> None:
+    named = {f"test_{example.replace('-', '_')}" for example in EXAMPLES}
+    assert len(named) == 7 and named <= set(globals())
