@@ -64,8 +64,11 @@ def _engine(task: Task) -> None:
         Engine(Plan([stage], 0), [NaNStop(), _Lines(file), TQDM(), saving]).run()
 
 
-class _Trainer(Trainer):
+class CrossEntropyTrainer(Trainer):
+    """A trainer with the step that the hand-written loops have."""
+
     def train_batch(self, x: torch.Tensor, y: torch.Tensor) -> Mapping[str, Any]:
+        """Train on a batch; answers the sum of its losses."""
         loss = torch.nn.functional.cross_entropy(self.model(x), y)
         self.optimizer.zero_grad()
         loss.backward()
@@ -78,7 +81,7 @@ def _trainer(task: Task) -> None:
     config |= {"log_interval": LOG_STEPS}
     arguments = (task.loader(), None, task.model, task.optimizer(), config)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        _Trainer(*arguments, policies=[TQDM()]).train()
+        CrossEntropyTrainer(*arguments, policies=[TQDM()]).train()
 
 
 def _train_model(task: Task) -> None:

@@ -20,8 +20,9 @@ from superduper.errors import InvalidInput, NotReady
 from superduper.imputations.fit_checkpoints import FitCheckpoints, OtherFit
 from superduper.imputations.fit_components import FitComponents
 from superduper.imputations.fit_data import Brought, FitData, RecordCache
+from superduper.imputations.fit_publishing import Publisher
 from superduper.imputations.imputation import ImputationRecord, Imputations
-from superduper.imputations.promote import Candidate, promote_if_better
+from superduper.imputations.promote import promote_if_better
 from superduper.jobs.channel import ChildError
 from superduper.jobs.child import Child
 from superduper.jobs.limits import Limits
@@ -29,7 +30,7 @@ from superduper.jobs.queue import Cancelled, RunningJob, error_document
 from superduper.jobs.worker import RETRIED
 from superduper.store.artifacts import ArtifactStore
 from superduper.store.audit import Audit
-from superduper.store.registry import Component, Registry
+from superduper.store.registry import Registry
 from superduper.training.checkpoint_files import PREFIX
 from superduper.training.runs import Runs
 
@@ -150,10 +151,6 @@ def _identity(sealed: Mapping[str, Any]) -> dict[str, str]:
     return {**hashes, "model": str(sealed["initial_hash"])}
 
 
-def _valid_hash(sealed: Mapping[str, Any]) -> str:
-    return str(sealed["data"][sealed["validated_on"]]["hash"])
-
-
 class _Fit:
     """One attempt."""
 
@@ -214,25 +211,11 @@ class _Fit:
         message = {"op": "train", "weights": WEIGHTS, "resume": self._resume()}
         trained = self._ask(message, None, self._on_event)
         self._flush()
-        self.job.progress({"phase": "publishing", **self._done(trained["steps"])})
-        weights = (folder / WEIGHTS).read_bytes()
-        candidate = self._publish(weights, sealed, trained)
-        promoted, reason = promote_if_better(
-            candidate,
-            self.record,
-            imputations=self.work.imputations,
-            registry=self.work.registry,
-            runs=self.work.runs,
-            compare=self._compare,
-            by=self.job.args.get("by", "fit"),
-        )
-        if promoted:
-            self._note("PromoteVersion", candidate.version)
-        self.work.runs.update(self.run_id, promoted=promoted, reason=reason)
+        version, promoted, reason = self._publish(sealed, trained)
         self.work.checkpoints.forget(self.job.id)
         return {
             "run": self.run_id,
-            "version": candidate.version,
+            "version": version,
             "promoted": promoted,
             "reason": reason,
             "best": trained["best"],
@@ -350,56 +333,27 @@ class _Fit:
 
     # Publishing ------------------------------------------------------------------------------
 
-    def _note(self, action: str, version: int, content: str | None = None) -> None:
-        where = self.record
-        subject = f"collection={where.collection} name={where.name} version={version}"
-        self.work.audit.append(
-            who=f"fit {self.job.id}", action=action, subject=subject, content=content
-        )
-
     def _publish(
-        self, weights: bytes, sealed: Mapping[str, Any], trained: Mapping[str, Any]
-    ) -> Candidate:
-        record, spec = self.record, self.record.spec
-        version = self.work.imputations.next_version(record)
-        component = self.work.registry.publish_weights(
-            record.collection,
-            spec["model"],
-            spec["pins"]["model"],
-            weights,
-            {"imputation": record.name, "version": version, "run": self.run_id},
+        self, sealed: Mapping[str, Any], trained: Mapping[str, Any]
+    ) -> tuple[int, bool, str]:
+        """Publish what was trained, and make it live if it is better: version, whether, why."""
+        self.job.progress({"phase": "publishing", **self._done(trained["steps"])})
+        publisher = Publisher(self.work, self.record, self.job.id, self.run_id)
+        weights = (self.folder / WEIGHTS).read_bytes()
+        candidate = publisher.publish(weights, sealed, trained)
+        promoted, reason = promote_if_better(
+            candidate,
+            self.record,
+            imputations=self.work.imputations,
+            registry=self.work.registry,
+            runs=self.work.runs,
+            compare=self._compare,
+            by=self.job.args.get("by", "fit"),
         )
-        self._note("PublishVersion", version, component.content)
-        self._succeeded(version, component, sealed, trained)
-        watch = spec["watch"]
-        return Candidate(
-            version=version,
-            model_version=component.version,
-            watch=watch,
-            higher_is_better=trained["higher_is_better"][watch],
-            value=trained["best"][watch],
-            valid_hash=_valid_hash(sealed),
-        )
-
-    def _succeeded(
-        self,
-        version: int,
-        component: Component,
-        sealed: Mapping[str, Any],
-        trained: Mapping[str, Any],
-    ) -> None:
-        kept = ("best", "metrics", "higher_is_better", "stopped", "final_hash")
-        scored = {"fold": trained["scored"], **sealed["data"][trained["scored"]]}
-        self.work.runs.finish(
-            self.run_id,
-            "succeeded",
-            version=version,
-            model_version=component.version,
-            weights=component.weights,
-            scored=scored,
-            valid_hash=_valid_hash(sealed),
-            **{key: trained[key] for key in kept},
-        )
+        if promoted:
+            publisher.note("PromoteVersion", candidate.version)
+        self.work.runs.update(self.run_id, promoted=promoted, reason=reason)
+        return candidate.version, promoted, reason
 
     def _compare(self, model_version: int) -> dict[str, float]:
         payload = self.components.model(model_version)

@@ -518,6 +518,27 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         model_suite.Trainer(**{**made, **plain_parts}, config=config(tmp_path / "p")).train()
 
 
+def test_an_exception_in_a_policy_fails_the_run_which_can_be_gone_on_with(tmp_path: Path) -> None:
+    class Broken(Policy):
+        def epoch_finished(self, epoch: int) -> None:
+            if epoch == 2 and broken:
+                raise ZeroDivisionError("in a policy")
+
+    def train(folder: Path) -> Any:
+        made = parts()
+        return model_suite.Trainer(**made, config=config(folder), policies=[Broken()]).train()
+
+    broken = False
+    straight = train(tmp_path / "a")
+    broken = True
+    with pytest.raises(ZeroDivisionError, match="in a policy"):
+        train(tmp_path / "b")
+    kept = json.loads((tmp_path / "b/run/run.json").read_text())
+    assert kept["status"] == "failed" and "in a policy" in str(kept["error"])
+    broken = False
+    assert train(tmp_path / "b")["final_hash"] == straight["final_hash"]
+
+
 def test_a_batch_of_the_wrong_shape_is_told_of_with_its_shapes(tmp_path: Path) -> None:
     wrong = DataLoader(TensorDataset(torch.zeros(8, 5), torch.zeros(8).long()), 8)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
