@@ -76,6 +76,8 @@ def _become_child(order: dict[str, Any], fds: list[int]) -> None:
         for name in ("HOME", "TMPDIR"):
             relabel(name, order["folder"])
             os.environ[name] = order["folder"]
+        if "tempfile" in sys.modules:  # which may have noted the server's own folder
+            sys.modules["tempfile"].tempdir = None
         if "numpy.random" in sys.modules:  # the standard library's generator does so by itself
             sys.modules["numpy.random"].seed()
         serve_child(order["entry"], connection, lifeline, order["limits"])

@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import socket
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ from superduper.jobs.channel import Channel, serve
 
 Message = dict[str, Any]
 BOMB_SECONDS = 15.0  # after which it ends by itself, should nothing else end it
+
+tempfile.gettempdir()  # noted when this is loaded, as by some of torch's modules
 
 
 def told(act: Callable[[], Any]) -> Message:
@@ -110,6 +113,10 @@ def folder(_: Message) -> Message:
     return {"folder": os.getcwd()}
 
 
+def temporary(_: Message) -> Message:
+    return {"folder": tempfile.mkdtemp()}
+
+
 def bomb(_: Message) -> Message:
     """Start processes that start processes, without end, and try to get away."""
     end = time.monotonic() + BOMB_SECONDS
@@ -133,6 +140,6 @@ def multiply(message: Message) -> Message:
 def main(channel: Channel) -> None:
     operations = (
         (write, remove, move, read, kill, connect, talk, call, new_users)
-        + (raise_limit, privileges, folder, bomb, multiply)
+        + (raise_limit, privileges, folder, temporary, bomb, multiply)
     )  # fmt: skip
     serve(channel, {operation.__name__: operation for operation in operations})

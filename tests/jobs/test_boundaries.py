@@ -60,6 +60,14 @@ def test_files_can_be_changed_in_its_own_folders_only(child: Child, tmp_path: Pa
     assert held(child)["files"]
 
 
+def test_temporary_files_are_its_own_although_it_was_loaded_elsewhere() -> None:
+    child = Child(ENTRY)
+    child.start(preload=(ENTRY.partition(":")[0],))
+    with child:
+        mine = child.request({"op": "folder"})["folder"]
+        assert child.request({"op": "temporary"})["folder"].startswith(f"{mine}/")
+
+
 @with_landlock
 def test_more_folders_can_be_granted(tmp_path: Path) -> None:
     granted = tmp_path / "granted"
