@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import sys
+import tempfile
 from typing import Any
 
 from superduper.jobs.child_main import serve_child
@@ -76,8 +77,7 @@ def _become_child(order: dict[str, Any], fds: list[int]) -> None:
         for name in ("HOME", "TMPDIR"):
             relabel(name, order["folder"])
             os.environ[name] = order["folder"]
-        if "tempfile" in sys.modules:  # which may have noted the server's own folder
-            sys.modules["tempfile"].tempdir = None
+        tempfile.tempdir = None  # or else it is the server's own, once somebody has asked for it
         if "numpy.random" in sys.modules:  # the standard library's generator does so by itself
             sys.modules["numpy.random"].seed()
         serve_child(order["entry"], connection, lifeline, order["limits"])
