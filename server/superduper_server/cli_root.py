@@ -7,7 +7,7 @@ import click
 
 import superduper as package
 from superduper.errors import MissingExtra, SuperduperError
-from superduper_server import cli_admin, cli_audit, cli_keys, cli_run, cli_show
+from superduper_server import cli_admin, cli_audit, cli_keys, cli_run, cli_show, cli_traffic
 
 # Which extra brings a module that is missing.
 EXTRAS = {
@@ -63,5 +63,6 @@ for _command in (
     *cli_admin.COMMANDS,
     cli_keys.key,
     cli_audit.audit,
+    cli_traffic.traffic,
 ):
     superduper.add_command(_command)

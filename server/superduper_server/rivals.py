@@ -4,6 +4,7 @@ The same request, byte for byte, always falls to the same side. The shadow is as
 has gone out, and not at all while too many of its own are under way.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,8 @@ from superduper.serving.trials import Tally, Trial, difference
 
 if TYPE_CHECKING:
     from superduper_server.models import Target
+
+logger = logging.getLogger(__name__)
 
 MOST_SHADOWS = 64
 OWNER = "shadow"
@@ -105,7 +108,12 @@ class Shadows:
         if isinstance(result, Exception):
             self._tally.count(rivals.trial, "shadow_failed")
             return
-        apart = difference(heard, result)
+        try:
+            apart = difference(heard, result)
+        except Exception:  # nobody's answer may depend on this
+            logger.exception("answers cannot be compared", extra={"event": "traffic.compare"})
+            self._tally.count(rivals.trial, "shadow_failed")
+            return
         same = apart <= rivals.tolerance
         self._tally.count(rivals.trial, "shadow_same" if same else "shadow_different", apart)
 

@@ -73,7 +73,7 @@ def test_the_commands_there_are() -> None:
             "failures",
             "corrections",
         ),
-        *("highscores", "jobs", "predict", "doctor"),
+        *("highscores", "jobs", "predict", "traffic", "doctor"),
         *("key create", "key rotate", "key revoke"),
         *("token create", "token list", "token revoke"),
         *("audit list", "audit verify"),
@@ -214,6 +214,22 @@ def test_status_and_jobs(invoke: Invoke, database: Database[Any]) -> None:
     assert "(nothing)" in invoke("imputations").stdout
     assert "(nothing)" in invoke("imputations", "docs").stdout
     assert json.loads(invoke("highscores", "--json").stdout) == []
+
+
+def test_versions_on_trial(invoke: Invoke, docs: Collection) -> None:
+    docs.create_model("double", double)
+    docs.create_model("double", len)
+    result = invoke("traffic", "docs", "double", "--canary", "1:0.25", "--json")
+    assert json.loads(result.stdout)["canary"] == {"version": 1, "share": 0.25}, result.stderr
+    result = invoke("traffic", "docs", "double", "--shadow", "1", "--json")
+    told = json.loads(result.stdout)
+    assert (told["canary"], told["shadow"]["share"], told["live"]) == (None, 1.0, 2)
+    assert "shadow_different" in invoke("traffic", "docs", "double").stdout
+    assert invoke("traffic", "docs", "double", "--canary", "x").exit_code == 1
+    assert invoke("traffic", "docs", "double", "--canary", "1:0.5", "--none").exit_code == 1
+    told = json.loads(invoke("traffic", "docs", "double", "--none", "--json").stdout)
+    assert told["shadow"] is None
+    assert "no imputation" in invoke("traffic", "docs", "double", "--imputation").stderr
 
 
 def test_alive_means_a_worker_of_this_host(invoke: Invoke) -> None:
