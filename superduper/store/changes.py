@@ -26,10 +26,7 @@ BEHIND_SECONDS = 5.0
 KINDS = ("insert", "replace", "update", "delete")
 
 NAMES = {
-    "$let": {
-        "vars": {"fields": {"$objectToArray": "$updateDescription.updatedFields"}},
-        "in": "$$fields.k",
-    }
+    "$map": {"input": {"$objectToArray": "$updateDescription.updatedFields"}, "in": "$$this.k"}
 }
 # One new document for each event: on the embedded store half the cost of a `$project`.
 PIPELINE: tuple[dict[str, Any], ...] = (
