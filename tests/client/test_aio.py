@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bson import Binary
 from pymongo.database import Database
 
 import superduper_client
 from superduper.errors import InvalidInput, NotFound, NotReady, TimedOut, UserCodeError
+from superduper.fields.codec import encode
 from superduper_client.aio import AsyncClient, AsyncHttpTransport
 from superduper_server.serve import Server, make_server
 from tests.client.answering import Answers, refusal, result
@@ -62,6 +64,35 @@ def test_a_server_that_is_not_there() -> None:
         asyncio.run(nobody())
     with pytest.raises(InvalidInput, match="a server's URL"):
         superduper_client.aconnect("mongodb://x")
+
+
+def test_tensors_travel_as_binary(answers: Answers) -> None:
+    rows = [np.float32([1, 2, 3]), np.arange(6).reshape(2, 3)]
+
+    def sent() -> list[Any]:
+        found: list[Any] = answers.asked.pop().document["inputs"]
+        return found
+
+    answers.replies = [result({"database": "main"}), result({"outputs": rows_of(rows)})]
+    with superduper_client.connect(answers.url) as client:
+        told = client["main"]["docs"].predict("m", rows)
+    first, second = sent()
+    assert isinstance(first, Binary) and len(first) == 2 + 3 * 4  # nothing but the numbers
+    assert isinstance(second["data"], bytes) and len(second["data"]) == 6 * 8
+    assert [np.asarray(each).tolist() for each in told] == [each.tolist() for each in rows]
+
+    async def ask() -> Any:
+        async with superduper_client.aconnect(answers.url) as client:
+            return await client["main"]["docs"].predict("m", rows)
+
+    answers.replies = [result({"database": "main"}), result({"outputs": rows_of(rows)})]
+    told = asyncio.run(ask())
+    assert sent() == [first, second]
+    assert [np.asarray(each).tolist() for each in told] == [each.tolist() for each in rows]
+
+
+def rows_of(values: list[Any]) -> list[Any]:
+    return [encode(value) for value in values]
 
 
 def test_a_connection_is_used_again(answers: Answers) -> None:
