@@ -25,6 +25,7 @@ CHECKS = [
     response_schema_conformance,
 ]
 MOST_BYTES_OF_AN_ERROR = 4096
+PATIENCE_SECONDS = 120.0  # the machine may be busy; how long answers take is measured elsewhere
 
 
 @dataclass
@@ -72,7 +73,7 @@ def _fuzz_one(
     )
     @hypothesis.given(case=operation.as_strategy())
     def ask(case: Any) -> None:
-        answer = case.call(headers=headers)
+        answer = case.call(headers=headers, timeout=PATIENCE_SECONDS)
         outcome.cases += 1
         outcome.statuses[answer.status_code] += 1
         for problem in _problems(case, answer, allowed):
