@@ -1,9 +1,8 @@
 """Fixtures for all tests: one real embedded store per run, a fresh database per test."""
 
 import os
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -42,19 +41,3 @@ def database(store_uri: str) -> Iterator[Database[dict[str, Any]]]:
         name = f"test_{uuid.uuid4().hex[:16]}"
         yield client[name]
         client.drop_database(name)
-
-
-@pytest.fixture
-def eventually() -> Callable[..., Any]:
-    """`eventually(condition, seconds=20)`: what the condition answers once that is true."""
-
-    def wait(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
-        deadline = time.monotonic() + seconds
-        while True:
-            answer = condition()
-            if answer or time.monotonic() > deadline:
-                assert answer, f"not true after {seconds} s"
-                return answer
-            time.sleep(0.02)
-
-    return wait

@@ -7,12 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from superduper.store.servers import answers
+from tests.waiting import until
 
 ATTACH = """
 import sys
@@ -131,7 +131,7 @@ def program(store: StoreFolder) -> Iterator[Callable[..., Program]]:
 
 
 @pytest.fixture
-def secantus(tmp_path: Path, eventually: Callable[..., Any]) -> Iterator[Callable[..., str]]:
+def secantus(tmp_path: Path) -> Iterator[Callable[..., str]]:
     """Start SecantusDB by hand, with options of its own; answers the address."""
     started: list[subprocess.Popen[bytes]] = []
     config = tmp_path / "secantusd.toml"
@@ -144,7 +144,7 @@ def secantus(tmp_path: Path, eventually: Callable[..., Any]) -> Iterator[Callabl
         command = [sys.executable, "-m", "secantus", "--config", str(config), "--port", str(port)]
         command += ["--storage-path", str(tmp_path / f"by-hand-{port}"), "--log-level", "WARNING"]
         started.append(subprocess.Popen([*command, *options], env=dict(os.environ)))
-        eventually(lambda: answers(port))
+        until(lambda: answers(port))
         return f"mongodb://127.0.0.1:{port}"
 
     yield start

@@ -10,6 +10,7 @@ from pymongo.errors import PyMongoError
 from superduper.store.changes import Changes, HistoryLost
 from superduper.store.embedded import attach
 from superduper.store.mongo import connect_mongo
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -244,7 +245,7 @@ def test_a_stream_that_is_behind_but_whole_goes_on(documents, monkeypatch):
         assert len(drain(changes)) == 30
 
 
-def test_a_restart_of_the_server_misses_nothing(store, eventually):
+def test_a_restart_of_the_server_misses_nothing(store):
     with attach(store.path) as attachment, connect_mongo(attachment.address) as client:
         documents = client["shop"]["documents"]
         documents.insert_one({"_id": "there"})
@@ -254,7 +255,7 @@ def test_a_restart_of_the_server_misses_nothing(store, eventually):
             server.kill()
             documents.insert_one({"_id": 2})
             found = []
-            eventually(lambda: found.extend(_patient(changes)) or len(found) == 2)
+            until(lambda: found.extend(_patient(changes)) or len(found) == 2)
     assert [change.id for change in found] == [1, 2]
 
 

@@ -20,6 +20,7 @@ from superduper.store.folder import Folder, Lock
 from superduper.store.keeper import Kept, reserve_port
 from superduper.store.mongo import connect_mongo, database_errors
 from superduper.store.servers import describe_servers, find_server
+from tests.waiting import until
 
 
 def insert(address, value):
@@ -32,17 +33,17 @@ def ids(address):
         return {found["_id"] for found in client["shop"]["documents"].find()}
 
 
-def test_data_outlive_the_last_user(store, eventually):
+def test_data_outlive_the_last_user(store):
     with attach(store.path) as attachment:
         insert(attachment.address, "kept")
-    eventually(store.is_closed)
+    until(store.is_closed)
     assert Folder(store.path).read_state() is None
     with attach(store.path) as attachment:
         assert ids(attachment.address) == {"kept"}
-    eventually(store.is_closed)
+    until(store.is_closed)
 
 
-def test_several_programs_at_once_share_one_server(store, program, eventually):
+def test_several_programs_at_once_share_one_server(store, program):
     programs = [program() for _ in range(6)]
     addresses = {one.address() for one in programs}
     assert len(addresses) == 1
@@ -52,10 +53,10 @@ def test_several_programs_at_once_share_one_server(store, program, eventually):
         assert one.leave() == 0
     insert(addresses.pop(), "still open")
     programs[-1].leave()
-    eventually(store.is_closed)
+    until(store.is_closed)
 
 
-def test_two_attachments_in_one_program_are_two_users(store, eventually):
+def test_two_attachments_in_one_program_are_two_users(store):
     first = attach(store.path)
     second = attach(store.path)
     first.close()
@@ -63,10 +64,10 @@ def test_two_attachments_in_one_program_are_two_users(store, eventually):
     assert store.keepers()
     insert(second.address, 1)
     second.close()
-    eventually(store.is_closed)
+    until(store.is_closed)
 
 
-def test_a_store_that_is_just_closing_is_opened_again(store, eventually):
+def test_a_store_that_is_just_closing_is_opened_again(store):
     keepers = set()
     for turn in range(3):
         with attach(store.path) as attachment:
@@ -74,29 +75,29 @@ def test_a_store_that_is_just_closing_is_opened_again(store, eventually):
             keepers.update(process.pid for process in store.keepers())
         locked = Lock(Folder(store.path).users_lock)
         if turn % 2:  # come back as late as can be: when the keeper has begun to close
-            eventually(lambda lock=locked: not lock.try_shared() or lock.release())
+            until(lambda lock=locked: not lock.try_shared() or lock.release())
         locked.close()
     with attach(store.path) as attachment:
         assert ids(attachment.address) == {0, 1, 2}
     assert len(keepers) >= 2
-    eventually(store.is_closed)
+    until(store.is_closed)
 
 
-def test_a_killed_user_is_gone(store, program, eventually):
+def test_a_killed_user_is_gone(store, program):
     one = program()
     one.address()
     one.kill()
-    eventually(store.is_closed)
+    until(store.is_closed)
 
 
-def test_a_killed_server_comes_back_at_its_address(store, eventually):
+def test_a_killed_server_comes_back_at_its_address(store):
     with attach(store.path) as attachment, connect_mongo(attachment.address) as client:
         documents = client["shop"]["documents"]
         documents.insert_one({"_id": 1})
         (before,) = store.servers()
         before.kill()
-        eventually(lambda: store.servers() not in ([], [before]))
-        eventually(lambda: works(documents))
+        until(lambda: store.servers() not in ([], [before]))
+        until(lambda: works(documents))
         assert documents.count_documents({}) == 2
         assert attach_address(store) == attachment.address
 
@@ -106,61 +107,61 @@ def attach_address(store):
         return attachment.address
 
 
-def test_the_server_dies_with_a_killed_keeper_and_both_come_back(store, eventually):
+def test_the_server_dies_with_a_killed_keeper_and_both_come_back(store):
     with attach(store.path) as attachment, connect_mongo(attachment.address) as client:
         documents = client["shop"]["documents"]
         documents.insert_one({"_id": 1})
         (keeper,), (server,) = store.keepers(), store.servers()
         keeper.kill()
-        eventually(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE)
-        eventually(lambda: store.keepers() and store.servers())  # nobody attached anew
-        assert eventually(lambda: attach_address(store) == attachment.address)
+        until(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE)
+        until(lambda: store.keepers() and store.servers())  # nobody attached anew
+        assert until(lambda: attach_address(store) == attachment.address)
         documents.insert_one({"_id": 2})
         assert documents.count_documents({}) == 2
-    eventually(store.is_closed)
+    until(store.is_closed)
 
 
-def test_after_a_kill_of_everything_stale_files_mislead_nobody(store, program, eventually):
+def test_after_a_kill_of_everything_stale_files_mislead_nobody(store, program):
     one = program()
     address = one.address()
     insert(address, "before")
     one.kill()
     for process in [*store.keepers(), *store.servers()]:
         process.kill()
-    eventually(store.is_closed)
+    until(store.is_closed)
     assert Folder(store.path).read_state() is not None
     with attach(store.path) as attachment:
         assert ids(attachment.address) == {"before"}
-    eventually(store.is_closed)
+    until(store.is_closed)
 
 
-def test_a_stale_address_of_another_server_is_not_believed(store, program, tmp_path, eventually):
+def test_a_stale_address_of_another_server_is_not_believed(store, program, tmp_path):
     one = program()
     one.address()
     one.kill()
     for process in [*store.keepers(), *store.servers()]:
         process.kill()
-    eventually(store.is_closed)
+    until(store.is_closed)
     with attach(tmp_path / "other") as other:
         state = Folder(store.path).read_state()
         port = int(other.address.rpartition(":")[2])
         Folder(store.path).write_state(type(state)(other.address, port, 1, state.server))
         assert attach_address(store) != other.address
-    eventually(store.is_closed)
+    until(store.is_closed)
 
 
-def test_a_terminated_keeper_closes_the_store(store, program, eventually):
+def test_a_terminated_keeper_closes_the_store(store, program):
     one = program()
     one.address()
     (keeper,), (server,) = store.keepers(), store.servers()
     one.process.send_signal(signal.SIGSTOP)  # so that it starts no other keeper
     keeper.terminate()
-    eventually(lambda: not keeper.is_running())
+    until(lambda: not keeper.is_running())
     assert not server.is_running()
     assert Folder(store.path).read_state() is None
 
 
-def test_nothing_acknowledged_is_lost_when_the_server_is_killed(store, eventually):
+def test_nothing_acknowledged_is_lost_when_the_server_is_killed(store):
     acknowledged: list[int] = []
     done = threading.Event()
 
@@ -180,17 +181,17 @@ def test_nothing_acknowledged_is_lost_when_the_server_is_killed(store, eventuall
         writer.start()
         for _ in range(4):
             goal = len(acknowledged) + 150
-            eventually(lambda goal=goal: len(acknowledged) > goal)
+            until(lambda goal=goal: len(acknowledged) > goal)
             store.servers()[0].kill()
         goal = len(acknowledged) + 10
-        eventually(lambda: len(acknowledged) > goal)
+        until(lambda: len(acknowledged) > goal)
         done.set()
         writer.join()
         assert len(acknowledged) > 600
         assert set(acknowledged) <= ids(attachment.address)
 
 
-def test_a_full_disk_is_named_and_loses_nothing(store, small_disk, eventually):
+def test_a_full_disk_is_named_and_loses_nothing(store, small_disk):
     acknowledged = set()
     with attach(store.path) as attachment, connect_mongo(attachment.address) as client:
         documents = client["shop"]["documents"]
@@ -204,9 +205,9 @@ def test_a_full_disk_is_named_and_loses_nothing(store, small_disk, eventually):
         with pytest.raises(NotReady, match=full), database_errors():
             fill_up()
         small_disk()
-        eventually(lambda: works(documents), 60)
+        until(lambda: works(documents), 60)
         assert acknowledged <= {found["_id"] for found in documents.find({}, {"_id": 1})}
-    eventually(store.is_closed)
+    until(store.is_closed)
 
 
 def works(documents):
@@ -309,7 +310,7 @@ def kept(folder, code):
     return Kept("child", [sys.executable, "-c", code], folder, {})
 
 
-def test_a_kept_process_is_started_again(store, eventually):
+def test_a_kept_process_is_started_again(store):
     folder = Folder(store.path)
     folder.create()
     child = kept(folder, "import time; time.sleep(60)")
@@ -317,19 +318,19 @@ def test_a_kept_process_is_started_again(store, eventually):
     assert not child.tend()
     before = child.pid
     psutil.Process(before).kill()
-    eventually(child.tend)
+    until(child.tend)
     assert child.pid != before
     child.stop(10)
     assert not child.running
 
 
-def test_a_kept_process_that_does_not_listen_is_killed(store, eventually):
+def test_a_kept_process_that_does_not_listen_is_killed(store):
     folder = Folder(store.path)
     folder.create()
     code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True)"
     child = kept(folder, f"{code}; time.sleep(60)")
     child.tend()
-    eventually(lambda: "up" in folder.log_tail("child"))
+    until(lambda: "up" in folder.log_tail("child"))
     child.stop(0.2)
     assert not child.running
 
@@ -347,16 +348,16 @@ def test_a_process_that_ends_at_once_is_started_less_and_less_often(store):
     assert 2 <= starts <= 5
 
 
-def test_a_worker_runs_beside_the_store_once_somebody_wants_one(store, program, eventually):
+def test_a_worker_runs_beside_the_store_once_somebody_wants_one(store, program):
     with attach(store.path):
         assert not store.workers()
         one = program("worker")
         one.address()
-        (before,) = eventually(store.workers)
+        (before,) = until(store.workers)
         before.kill()
-        eventually(lambda: store.workers() not in ([], [before]))
+        until(lambda: store.workers() not in ([], [before]))
         assert len(store.workers()) == 1
         one.leave()
         assert store.workers()  # it goes with the store
-    eventually(store.is_closed, 40)
+    until(store.is_closed, 40)
     assert not store.workers()

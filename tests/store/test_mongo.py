@@ -30,6 +30,7 @@ from superduper.store.mongo import (
     server_now_ms,
     translated,
 )
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -101,12 +102,12 @@ def test_a_database_that_dies_gives_an_error_within_seconds(secantus):
             assert time.monotonic() - started < 12
 
 
-def test_a_database_that_is_silent_does_not_hang(secantus, eventually):
+def test_a_database_that_is_silent_does_not_hang(secantus):
     address = secantus()
     with connect_mongo(f"{address}/?socketTimeoutMS=1000") as client:
         process = psutil.Process(_listener(int(address.rpartition(":")[2])))
         process.suspend()
-        eventually(lambda: process.status() == psutil.STATUS_STOPPED)
+        until(lambda: process.status() == psutil.STATUS_STOPPED)
         try:
             with pytest.raises(NotReady, match="try again|does not answer"), database_errors():
                 client["shop"]["documents"].find_one()
@@ -121,7 +122,7 @@ def _listener(port):
     raise AssertionError(f"nobody serves {port}")
 
 
-def test_a_restarted_store_is_found_again(tmp_path, eventually):
+def test_a_restarted_store_is_found_again(tmp_path):
     with attach(tmp_path / "data") as attachment, connect_mongo(attachment.address) as client:
         client["shop"]["documents"].insert_one({"_id": 1})
         os.kill(_listener(int(attachment.address.rpartition(":")[2])), signal.SIGKILL)
