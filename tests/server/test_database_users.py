@@ -1,0 +1,121 @@
+"""A server on a database with TLS and passwords, as the user that scripts/mongo_users.js makes.
+
+MongoDB is not at hand; the embedded store's server checks users, databases and actions, though not
+for single collections, and speaks TLS.
+"""
+
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+from pymongo.errors import OperationFailure, ServerSelectionTimeoutError
+
+from tests.server.certificates import make_certificate
+from tests.server.running import running
+from tests.waiting import until
+
+PROGRAM = Path(sys.executable).with_name("secantusd-py")
+SCRIPT = Path(__file__).parents[2] / "scripts" / "mongo_users.js"
+PASSWORD = "geheim-hunter2-geheim"
+
+pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason="needs the embedded store's program")
+
+
+def actions_of_server() -> list[str]:
+    """What the script lets the server's user do, everywhere in its database."""
+    found = re.search(r"superduperServer: everywhere\(\[(.*?)\]\)", SCRIPT.read_text(), re.DOTALL)
+    assert found is not None
+    return re.findall(r'"(\w+)"', found[1])
+
+
+class SecuredStore:
+    """The program on a folder and a port of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.certificate, self._key = make_certificate(folder)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+
+    def start(self, *more: str) -> "subprocess.Popen[bytes]":
+        """Start it, and wait until it listens."""
+        command = [str(PROGRAM), "--port", str(self.port), "--storage-path", str(self.folder / "s")]
+        tls = ["--tls-cert-file", self.certificate, "--tls-key-file", self._key]
+        nowhere = subprocess.DEVNULL
+        process = subprocess.Popen([*command, *tls, *more], stdout=nowhere, stderr=nowhere)
+        until(self._listens, 60)
+        return process
+
+    def _listens(self) -> bool:
+        with socket.socket() as asking:
+            return asking.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def uri(self, user: str = "") -> str:
+        """Its address for a user."""
+        who = f"{user}:{PASSWORD}@" if user else ""
+        where = f"mongodb://{who}127.0.0.1:{self.port}/main"
+        return f"{where}?authSource=admin&tls=true&tlsCAFile={self.certificate}"
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredStore]:
+    store = SecuredStore(tmp_path_factory.mktemp("secured"))
+    process = store.start()
+    with MongoClient[dict[str, Any]](store.uri()) as client:
+        everywhere = {"resource": {"db": "main", "collection": ""}, "actions": actions_of_server()}
+        client["main"].command("createRole", "superduperServer", privileges=[everywhere], roles=[])
+        roles = [{"role": "superduperServer", "db": "main"}]
+        client.admin.command("createUser", "server", pwd=PASSWORD, roles=roles)
+    process.terminate()
+    process.wait(30)
+    process = store.start("--auth")
+    yield store
+    process.terminate()
+    process.wait(30)
+
+
+def test_a_server_needs_no_more_rights_than_the_script_gives(
+    secured: SecuredStore, tmp_path: Path
+) -> None:
+    environment = {"SUPERDUPER_URI": secured.uri("server"), "SUPERDUPER_HOME": str(tmp_path / "h")}
+    arguments = ("serve", "--database", "main", "--port", "0", "--json")
+    with running(tmp_path / "log", *arguments, **environment) as server, server.http() as http:
+        documents = "/v1/collections/docs/documents"
+        made = http.post(documents, json={"documents": [{"_id": 1, "x": 2}]})
+        assert made.status_code == 201, made.text
+        found = http.post(f"{documents}/query", json={"filter": {"x": 2}})
+        assert found.json()["documents"] == [{"_id": 1, "x": 2}]
+        assert http.get("/v1/status").status_code == 200
+    assert "not authorized" not in server.log()
+
+
+def test_that_user_drops_nothing_and_reaches_nothing_else(secured: SecuredStore) -> None:
+    with MongoClient[dict[str, Any]](secured.uri("server")) as client:
+        for refused in (
+            lambda: client["main"].drop_collection("docs"),
+            lambda: client["other"]["docs"].find_one(),
+            lambda: client["other"]["docs"].insert_one({}),
+            lambda: client.admin.command("createUser", "e", pwd="p", roles=["root"]),
+        ):
+            with pytest.raises(OperationFailure, match="not authorized"):
+                refused()
+
+
+def test_nobody_comes_without_a_password_or_without_tls(secured: SecuredStore) -> None:
+    with (
+        MongoClient[dict[str, Any]](secured.uri()) as client,
+        pytest.raises(OperationFailure, match="requires authentication"),
+    ):
+        client["main"]["docs"].find_one()
+    plain = f"mongodb://127.0.0.1:{secured.port}/"
+    with (
+        MongoClient[dict[str, Any]](plain, serverSelectionTimeoutMS=2000) as client,
+        pytest.raises(ServerSelectionTimeoutError),
+    ):
+        client["main"]["docs"].find_one()
