@@ -277,14 +277,18 @@ class Imputations:
     def model_version(self, record: ImputationRecord, version: int) -> int:
         """The version of the model behind a version of an imputation.
 
-        Raises NotFound if there is no such version.
+        Raises NotFound if there is no such version, InvalidInput if its fit did not succeed.
         """
         run = self.database["superduper.runs"].find_one(
-            {"imputation": record.id, "version": version, "status": "succeeded"},
-            {"model_version": 1},
+            {"imputation": record.id, "version": version}, {"model_version": 1, "status": 1}
         )
-        if run is None or run.get("model_version") is None:
-            raise NotFound(f"imputation {record.id!r} has no finished version {version}")
+        if run is None:
+            raise NotFound(f"imputation {record.id!r} has no version {version}: see versions()")
+        if run.get("status") != "succeeded" or run.get("model_version") is None:
+            raise InvalidInput(
+                f"version {version} of imputation {record.id!r} cannot go live: its fit is "
+                f"{run.get('status')}; see versions(), or refit()"
+            )
         return int(run["model_version"])
 
     def _now(self) -> int:

@@ -1,6 +1,7 @@
 """The main job on both transports: declare, train, fill, correct, undo; and what goes wrong."""
 
 import re
+import time
 
 import pytest
 import torch
@@ -325,6 +326,33 @@ def test_a_failed_fit_tells_why(docs):
     with pytest.raises(SuperduperError, match="cat|dog"):
         imputation.wait(timeout=120, progress=False)
     assert imputation.status == "failed"
+    failed = imputation.versions()[0]
+    assert failed["status"] == "failed"
+    with pytest.raises(SuperduperError, match="failed|no version"):
+        imputation.promote(failed["version"] or 1)
+    assert imputation.version is None
+
+
+def test_an_imputation_is_deleted_while_it_fills(docs):
+    docs.insert_many([{"_id": i, "n": i} for i in range(120)])
+
+    def slowly(n):
+        time.sleep(0.02)
+        return n
+
+    docs.create_model("slowly", slowly)
+    filled = {"m": {"$exists": True}}
+    imputation = docs.create_watcher("copy", model="slowly", key="n", target="m")
+    until(lambda: docs.count_documents(filled) > 0, what="the first fills")
+    imputation.delete()
+    assert docs.list("imputation") == []
+    with pytest.raises(NotFound, match="copy"):
+        imputation.counts()
+    again = docs.create_watcher("copy", model="slowly", key="n", target="m")
+    again.wait(60, progress=False)
+    until(lambda: docs.count_documents(filled) == 120, what="the others")
+    assert all(each["m"] == each["n"] for each in docs.find())
+    assert again.failures() == []
 
 
 def test_a_model_of_the_wrong_width_fails_the_fit_with_a_reason(docs):

@@ -279,5 +279,5 @@ def test_an_imputation_knows_its_fields(docs):
     assert told["value"] == rows[0]["value"] and told["returned"]["shape"] == [2]
     with pytest.raises(InvalidInput, match="an imputation knows"):
         imputation.predict_documents({}, key="x")
-    with pytest.raises(NotFound, match="no finished version 5"):
+    with pytest.raises(NotFound, match="no version 5"):
         imputation.explain([0.0] * DIM, version=5)
