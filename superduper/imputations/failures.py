@@ -113,7 +113,8 @@ class Failures:
             upsert=True,
             return_document=True,
         )
-        return int(record["attempts"])
+        # Where it was dropped in the same moment, another worker has just filled the document.
+        return int(record["attempts"]) if record is not None else 1
 
     def fail(
         self, failed: Iterable[tuple[Case, Mapping[str, Any]]], attempts: int, now: int

@@ -321,11 +321,27 @@ class Filler:
         self.counters.add("filled", filled)
         self.counters.add("superseded", batch.possible(prepared) - filled)
         self._note(prepared)
-        if batch.complete:
-            self.failures.forget(prepared.settled + prepared.known_fills())
-            return filled, self._moved(prepared)
-        self.failures.forget(prepared.settled)
-        return filled, list(prepared.unrefused().values())
+        if not batch.complete:
+            again = [*prepared.unrefused().values(), *self._forget(prepared.settled)]
+        else:
+            forgotten = self._forget(prepared.settled + prepared.known_fills())
+            again = [*self._moved(prepared), *forgotten]
+        return filled, list({key_of(each): each for each in again}.values())
+
+    def _forget(self, document_ids: list[Any]) -> list[Any]:
+        """Drop records that are out of date; the documents that need something after all.
+
+        Between our write and this a person may have changed one, and whoever was told of that have
+        left it to the record, which said that it would be tried again.
+        """
+        if not document_ids:
+            return []
+        self.failures.forget(document_ids)
+        return [
+            document["_id"]
+            for document in self.read(document_ids)
+            if decide(self.record, document) is not None
+        ]
 
     def _count_filled(self, prepared: Prepared) -> int:
         """How many fills are there to be seen, where the server tells of whole updates only."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from bson import ObjectId
-from filling import Filling, record_of
+from filling import Filling, describe, record_of
 from pymongo.database import Database
 from watching import Watching
 
@@ -129,6 +129,35 @@ class TestRounds:
         filling.filler.fill_ids([1])
         filling.docs.update_one({}, change)
         filling.filler.fill_ids([1])
+        assert filling.failures() == {}
+
+    @pytest.mark.parametrize("filled_by", ["retry", "look"])
+    def test_a_record_is_not_dropped_under_who_relies_on_it(
+        self, database: Database[Any], filled_by: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A person takes a value away just before the record of its failure is dropped."""
+        filling = Filling(database)
+        filling.docs.insert_one({"_id": 1, "x": 5})
+        case = Case(1, input_hash([5]), 1)
+        filling.filler.failures.begin(case, 0)
+        other = filling.filler_of(filling.filler.record)
+        forget, passed = filling.filler.failures.forget, list[Any]()
+
+        def late(document_ids: Any) -> None:
+            if document_ids and not passed:
+                filling.docs.update_one({}, {"$unset": {"y": "", "_fill": ""}})
+                other.fill_ids([1])
+                passed.append(filling.docs.find_one())
+            forget(document_ids)
+
+        monkeypatch.setattr(filling.filler.failures, "forget", late)
+        if filled_by == "retry":
+            filling.filler.retry(filling.failures()[1])
+        else:  # somebody else filled it, and this one only finds that nothing is to be done
+            filling.docs.update_one({}, {"$set": {"y": "theirs"}})
+            filling.filler.fill_ids([1])
+        assert passed == [{"_id": 1, "x": 5}], "it was left to the record"
+        assert (filling.docs.find_one() or {}).get("y") == describe(5)
         assert filling.failures() == {}
 
     def test_a_deleted_document_is_no_failure(self, database: Database[Any]) -> None:
