@@ -33,7 +33,10 @@ def set_traffic(context: Context, command: commands.SetTraffic, author: str) -> 
     for rival in rivals:
         component, told = _version(context, command, rival.version)
         if component.id == live.id:
-            raise InvalidInput(f"version {told} is live: it has all of the traffic already")
+            raise InvalidInput(
+                f"version {told} is live, or the same model as the one that is: it has all of the "
+                "traffic already"
+            )
         components.append(component)
     if context.hosts.is_loaded(live.id):
         for component in components:

@@ -14,6 +14,7 @@ import superduper_client
 from superduper.collection import Collection
 from superduper.errors import InUse, InvalidInput, NotFound
 from superduper_server.serve import Server, make_server
+from tests.imputations.fitting import Fitting
 from tests.server.running import serving
 from tests.waiting import until
 
@@ -160,6 +161,46 @@ def test_a_canary_that_goes_live_has_everything(
     docs.model("m").set_traffic(canary={"version": 2, "share": 0.5})
     server.backend.service.context.registry.set_live("docs", "model", "m", 2)
     until(lambda: set(versions(http, range(20))) == {2}, what="the new version everywhere")
+
+
+def test_an_imputation_has_a_policy_with_its_own_versions(
+    server: Server, database: Database[Any]
+) -> None:
+    fitting = Fitting(database)
+    fitting.register_all()
+
+    def learn(numbers: range) -> None:
+        # Which fold a document is in is told by its _id: with these, both fits improve.
+        labelled = [{"_id": n, "x": [n, 1], "y": ("low", "high")[n > 20]} for n in numbers]
+        database["docs"].insert_many(labelled)
+        fitting.fit(record)
+
+    record = fitting.declare(max_epochs=3, promote="never")
+    learn(range(40))
+    learn(range(40, 60))
+    path = f"{server.url}/v1/collections/docs/imputations/{record.name}"
+
+    def asked() -> Counter[int]:
+        bodies = [{"inputs": [[float(n), 1.0]]} for n in range(20)]
+        answers = [httpx2.post(f"{path}/predict", json=body, timeout=60) for body in bodies]
+        return Counter(answer.json()["version"] for answer in answers)
+
+    assert asked() == {1: 20}
+    policy = {"canary": {"version": 2, "share": 0.5}}
+    answer = httpx2.put(f"{path}/traffic", json=policy, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["live"] == 1
+    shared = asked()
+    assert shared.keys() == {1, 2}
+    counts = httpx2.get(f"{path}/traffic").json()["counts"]
+    assert counts["canary_answered"] == shared[2] and counts["live_answered"] == shared[1]
+    # The model behind it is asked as before.
+    model = f"{server.url}/v1/collections/docs/models/model/predict"
+    told = {
+        httpx2.post(model, json={"inputs": [[float(n), 1.0]]}, timeout=60).json()["version"]
+        for n in range(20)
+    }
+    assert len(told) == 1
 
 
 def test_versions_on_trial_are_in_use(docs: Collection) -> None:
