@@ -14,7 +14,7 @@ def main(channel: Channel) -> None:
     """The entry of a model host's child process."""
     from superduper.serving.hosted import Hosted
 
-    serve(channel, Hosted().handlers())
+    serve(channel, Hosted(channel.send).handlers())
 
 
 def launch(name: str) -> Child:

@@ -1,8 +1,9 @@
 """Predictions for many documents at once, where one that kills or hangs the model fails alone.
 
 A batch that ends its process or outlasts its time is parted until the culprit is alone, about
-log8(n) deaths; all others get their outputs. How long a batch may take is learned from those that
-went well, so that a document that never ends costs seconds and not the whole allowance.
+log8(n) deaths; all others get their outputs. One whose own preprocess, function or postprocess
+does not end is named by the child, and costs one wait. How long a batch may take is learned from
+those that went well, so that a document that never ends costs seconds and not the whole allowance.
 """
 
 import math
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from superduper.errors import ChildDied, NotReady, SuperduperError, TimedOut, TooLarge
+from superduper.serving.host import Stuck
 
 Outcome = dict[str, Any]
 LEAST_SECONDS = 2.0
@@ -135,6 +137,9 @@ class Isolation:
             if stop - start == 1:  # the whole batch was one document: that was its attempt
                 outcomes[start] = {"error": describe(error)}
                 return
+            if isinstance(error, Stuck) and error.position < stop - start:
+                self._around(error, values, start, stop, outcomes, count_attempt, held_up)
+                return
             # A run of innocents is cheap. Eight parts find a culprit with a third of the deaths
             # that halves need; one that never ends costs all the time it is given, each time.
             parts = PARTS_OF_SLOW if isinstance(error, TimedOut) else PARTS
@@ -145,6 +150,24 @@ class Isolation:
                 count_attempt(first)
                 outcomes[first] = self.alone(values[first], 1)
             else:
+                self._part(values, first, last, outcomes, count_attempt, held_up)
+
+    def _around(
+        self,
+        error: Stuck,
+        values: Sequence[Any],
+        start: int,
+        stop: int,
+        outcomes: list[Outcome],
+        count_attempt: Callable[[int], None],
+        held_up: Callable[[], None],
+    ) -> None:
+        """Let a document alone that was seen not to end, which was its attempt; do the others."""
+        culprit = start + error.position
+        count_attempt(culprit)
+        outcomes[culprit] = {"error": describe(error)}
+        for first, last in ((start, culprit), (culprit + 1, stop)):
+            if first < last:
                 self._part(values, first, last, outcomes, count_attempt, held_up)
 
     def _run(self, values: Sequence[Any], attempt: int) -> list[Outcome]:
@@ -175,7 +198,7 @@ class Isolation:
 
     def _after_death(self, error: SuperduperError) -> None:
         self.deaths += 1
-        self._note_death(type(error).__name__)
+        self._note_death(describe(error)["type"])
         self.make_ready()
 
 
@@ -185,4 +208,5 @@ def _nothing() -> None:
 
 def describe(error: SuperduperError) -> dict[str, str]:
     """An error as it is kept with a document."""
-    return {"type": type(error).__name__, "message": error.message, "traceback": ""}
+    kind = TimedOut if isinstance(error, Stuck) else type(error)
+    return {"type": kind.__name__, "message": error.message, "traceback": ""}

@@ -30,6 +30,14 @@ LOOP_SECONDS = 60.0
 FIRST_PAUSE_SECONDS = 0.25
 
 
+class Stuck(TimedOut):
+    """It took too long, and it is known with which of the values: `position` counts from 0."""
+
+    def __init__(self, error: TimedOut, position: int) -> None:
+        super().__init__(error.message)
+        self.position = position
+
+
 class Child(Protocol):
     """What a host needs of a child process; `superduper.jobs.child.Child` is one."""
 
@@ -39,7 +47,10 @@ class Child(Protocol):
     def start(self, preload: Sequence[str] = ()) -> None: ...
 
     def request(
-        self, message: Mapping[str, Any], timeout: float | None = None
+        self,
+        message: Mapping[str, Any],
+        timeout: float | None = None,
+        on_event: Callable[[dict[str, Any]], None] | None = None,
     ) -> dict[str, Any]: ...
 
     def kill(self) -> None: ...
@@ -87,13 +98,18 @@ class ModelHost:
         """An outcome for each stored value, in order; no values only make sure that it runs.
 
         `timeout` is for the model's own work on one frame (256 values or 16 MiB); starting and
-        loading do not count. Raises ChildDied or TimedOut for the request that ended the child,
+        loading do not count. Raises ChildDied or TimedOut for the request that ended the child
+        (Stuck, if it was one value's own code that did not end),
         NotReady if it is closed or dies too often, and what loading raises.
         """
         parts: list[Outcomes] = []
         for frame in frames(values):
             with self._lock:
-                parts.append(self._ask(frame, timeout))
+                try:
+                    parts.append(self._ask(frame, timeout))
+                except Stuck as error:
+                    error.position += sum(map(len, parts))
+                    raise
         return parts[0] if len(parts) == 1 else [each for part in parts for each in part]
 
     # Without waiting: after `begin` comes `answer_now` until it answers, or `answer` ------------
@@ -174,11 +190,24 @@ class ModelHost:
         self._child.kill()
 
     def _ask(self, values: Sequence[Any], timeout: float | None) -> Outcomes:
-        return self._outcomes(self._exchange(_message(values), timeout))
+        told: dict[str, Any] = {}
+        try:
+            message = {**_message(values), "tell": True}
+            return self._outcomes(self._exchange(message, timeout, told.update))
+        except TimedOut as error:
+            position = told.get("at")
+            if isinstance(position, int) and 0 <= position < len(values):
+                raise Stuck(error, position) from error
+            raise
 
-    def _exchange(self, message: Message, timeout: float | None) -> Message:
+    def _exchange(
+        self,
+        message: Message,
+        timeout: float | None,
+        on_event: Callable[[dict[str, Any]], None] | None = None,
+    ) -> Message:
         self._make_ready()
-        return self._asked(lambda: self._child.request(message, timeout))
+        return self._asked(lambda: self._child.request(message, timeout, on_event))
 
     def _asked(self, ask: Callable[[], Message]) -> Message:
         try:

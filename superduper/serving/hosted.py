@@ -5,8 +5,10 @@ It is given values as they are stored and gives back outputs as they can be stor
 
 import gc
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import bson
@@ -27,6 +29,7 @@ Message = dict[str, Any]
 # After loading, torch's hundred thousand objects are frozen; what is left is small and dies young.
 GC_THRESHOLDS = (50_000, 20, 100)
 PAIR = 2
+TELL_SECONDS = 0.5
 BETWEEN = ("given", "returned")
 BATCHING: tuple[tuple[str, Any, float, float], ...] = (
     ("max_batch_size", int, 1, 10_000),
@@ -37,8 +40,12 @@ BATCHING: tuple[tuple[str, Any, float, float], ...] = (
 class Hosted:
     """The component of this process, and the operations that its parent may ask for."""
 
-    def __init__(self) -> None:
+    def __init__(self, send: Callable[[Message], None] | None = None) -> None:
         self._predictor: Predictor | None = None
+        self._told = threading.Event()
+        self._requests = 0
+        if send is not None:
+            threading.Thread(target=self._tell, args=(send,), daemon=True).start()
         self._answers = OpenAnswers()
 
     def handlers(self) -> dict[str, Callable[[Message], Message]]:
@@ -79,18 +86,38 @@ class Hosted:
     def predict(self, message: Message) -> Message:
         """An outcome for each value, in order."""
         predictor = self._loaded()
-        predictor.seconds = {}
+        predictor.seconds, predictor.at = {}, None
         if "vectors" in message:
             values: Sequence[Any] = Vectors(message["vectors"], message["width"])
         else:
             values = message["values"]
-        outcomes = predict_stored(predictor, values) if values else []
+        with self._telling(bool(message.get("tell"))):
+            outcomes = predict_stored(predictor, values) if values else []
         if isinstance(outcomes, VectorOutcomes) and isinstance(values, Vectors):
             block = outcomes.block
             told: Message = {"vectors": block.data, "width": block.width}
         else:
             told = {"outcomes": list(outcomes)}
         return {**told, "seconds": predictor.seconds}
+
+    @contextmanager
+    def _telling(self, wanted: bool) -> Iterator[None]:
+        """Meanwhile the parent is told which value's code runs, if it wants to know."""
+        self._requests += 1
+        if wanted:
+            self._told.set()
+        try:
+            yield
+        finally:
+            self._told.clear()
+
+    def _tell(self, send: Callable[[Message], None]) -> None:
+        while True:
+            self._told.wait()
+            request = self._requests
+            time.sleep(TELL_SECONDS)
+            if self._told.is_set() and request == self._requests and self._predictor is not None:
+                send({"event": {"at": self._predictor.at}})
 
     def explain(self, message: Message) -> Message:
         """One prediction with what was in between, each part as it can be shown."""

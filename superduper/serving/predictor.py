@@ -100,6 +100,8 @@ class Predictor:
         self._postprocess_batch = None if postprocess else _method(model, "postprocess_batch")
         self._confidence = _method(model, "confidence")
         self._runner_up = _method(model, "runner_up")
+        self.at: int | None = None
+        """The value whose own code runs now: preprocess, a function or postprocess; else None."""
         self.seconds: dict[str, float] = {}
         """How long each stage of the last prediction took."""
         self._is_module = _is_module(model)
@@ -188,6 +190,14 @@ class Predictor:
         made = row if self._postprocess is None else self._postprocess(row)
         yield from made if isinstance(made, Iterator) else (made,)
 
+    def _each(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        """`function` of each item, while it can be seen at which one it is."""
+        made = []
+        for self.at, item in enumerate(items):
+            made += each(function, [item])
+        self.at = None
+        return made
+
     def _timed(self, stage: str, call: Callable[[], Any]) -> Any:
         began = time.perf_counter()
         made = call()
@@ -227,7 +237,7 @@ class Predictor:
         """A sample for each value, a Failure where preprocess raises."""
         if self._preprocess_batch is not None:
             return contain(self._samples_at_once, values)
-        return each(self.sample, values)
+        return self._each(self.sample, values)
 
     def sample(self, value: Any) -> Any:
         """What the model is given for one value; raises what the user's preprocess raises."""
@@ -255,7 +265,7 @@ class Predictor:
 
     def _rows(self, samples: list[Any]) -> list[Any]:
         if self.style == "function":
-            return each(lambda sample: Row(self.model(sample)), samples)
+            return self._each(lambda sample: Row(self.model(sample)), samples)
         if self.style == "estimator":
             return contain(self._estimate, samples)
         return self._forward_by_form(samples)
@@ -341,7 +351,7 @@ class Predictor:
     def _outputs(self, rows: list[Any]) -> list[Any]:
         if self._postprocess_batch is not None:
             return contain(self._finish_at_once, rows)
-        return each(self._finish, rows)
+        return self._each(self._finish, rows)
 
     def _finish(self, row: Row) -> Any:
         if isinstance(row.output, Pieces):

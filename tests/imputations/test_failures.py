@@ -1,5 +1,6 @@
 """Documents that cannot be filled cost little, block nobody, and are listed."""
 
+import itertools
 import os
 import signal
 import time
@@ -206,6 +207,10 @@ def poison(value: Any) -> Any:
         os.kill(os.getpid(), signal.SIGSEGV)
     if value == "hang":
         time.sleep(1000)
+    while value == "loop":
+        pass
+    if value == "endless":
+        return itertools.count()
     if value == "memory":
         return len(bytearray(1 << 40))
     if value == "large":
@@ -231,6 +236,7 @@ POISON = {
     "nan": "ValueError",
     "unstorable": "",
     "hang": "TimedOut",
+    "endless": "",
 }
 
 
@@ -277,11 +283,30 @@ class TestPoison:
                 assert failure["attempts"] == 3
             watching.docs.update_one({"_id": "scanned die"}, {"$set": {"x": "good"}})
             watching.docs.delete_one({"_id": "streamed hang"})
-            until(lambda: set(watching.failures()) == names - {"scanned die", "streamed hang"})
+            left = names - {"scanned die", "streamed hang"}
+            until(lambda: set(watching.failures()) == left, 90, f"all but {left}")
             counters = until(lambda: watching.watcher().get("counters"))
             assert counters["ChildDied"] >= 3, "each of those that die was tried three times"
             assert counters["TimedOut"] >= 3
         assert watching.document("scanned die")["y"] == "fine good"
+
+    @pytest.mark.parametrize("kind", ["hang", "loop"])
+    def test_who_does_not_end_is_named(self, database: Database[Any], kind: str) -> None:
+        """It costs one wait, that was its attempt, and the others are done in two batches."""
+        watching = Watching(database)
+        hosts = open_hosts(watching.registry)
+        isolation = Isolation(hosts, watching.register(poison), Patience(3.0))
+        values: list[Any] = list(range(300))
+        values[270] = kind
+        counted: list[int] = []
+        try:
+            outcomes = isolation.predict(values, counted.append)
+        finally:
+            hosts.close()
+        assert [at for at, outcome in enumerate(outcomes) if "error" in outcome] == [270]
+        assert outcomes[270]["error"]["type"] == "TimedOut"
+        assert outcomes[299]["value"] == "fine 299"
+        assert (isolation.deaths, counted) == (1, [270])
 
     def test_the_culprits_are_found_by_parting(self, database: Database[Any]) -> None:
         watching = Watching(database)
