@@ -242,7 +242,7 @@ class Child:
                         on_event(event)
                 case {"started": dict(held)}:
                     self.held = held
-                    _warn_once(tuple(text for name, text in BOUNDARIES.items() if not held[name]))
+                    _tell_once(tuple(text for name, text in BOUNDARIES.items() if not held[name]))
                 case {"ok": dict()} | {"error": dict()}:
                     return answer
                 case _:
@@ -303,9 +303,10 @@ class Child:
 
 
 @cache
-def _warn_once(missing: tuple[str, ...]) -> None:
+def _tell_once(missing: tuple[str, ...]) -> None:
+    # In the logs of servers and workers; whoever runs a script of his own need not read it.
     if missing:
-        logger.warning(
+        logger.info(
             "user code is not held by the system to: %s (superduper doctor tells more)",
             ", ".join(missing),
         )
