@@ -1,7 +1,8 @@
 """Our server beside others: `python -m benchmarks.serving A --rivals PYTHON`; wants `wrk`.
 
-PYTHON is that of an environment with litserve, mosec and torch. All servers are up at the same time
-and are asked in turn, round by round; each gets one JSON row of 64 floats a request.
+PYTHON is that of an environment with litserve, mosec and torch (versions: rivals.txt). All servers
+are up at the same time and are asked in turn, round by round; each gets one JSON row of 64 floats a
+request. `bodies` instead of a model compares forms of one large row on our own server.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import torch
 
 import superduper_client
 from benchmarks.place import store, until
-from benchmarks.serving.models import DIM, SIZES, Mlp
+from benchmarks.serving.models import DIM, PICTURE, SIZES, Mlp
 
 HERE = Path(__file__).parent
 CONNECTIONS = (1, 16, 64)
@@ -41,6 +42,13 @@ class Served:
         self.url = url
         self.token = token
         self._root = psutil.Process(process.pid)
+
+    @classmethod
+    def of(cls, other: "Served", url: str) -> "Served":
+        """Another address of the same server."""
+        made = cls.__new__(cls)
+        made.url, made.token, made._root = url, other.token, other._root
+        return made
 
     def processes(self) -> list[psutil.Process]:
         """Its processes."""
@@ -90,7 +98,8 @@ def ours(model: str) -> Iterator[Served]:
             ready = json.loads(process.stdout.readline())
             with superduper_client.connect(ready["url"], token=ready["token"]) as http:
                 docs = http["bench"]["docs"]
-                docs.create_model("model", Mlp(SIZES[model]), sample=torch.zeros(DIM))
+                sizes = {**SIZES, **PICTURE}[model]
+                docs.create_model("model", Mlp(sizes), sample=torch.zeros(sizes[0]))
             path = "/v1/collections/docs/models/model/predict"
             yield Served(process, ready["url"] + path, ready["token"])
 
@@ -121,11 +130,22 @@ def headers_of(served: Served) -> dict[str, str]:
     return {"Content-Type": "application/json", **token}
 
 
-def measure(served: Served, connections: int, seconds: int) -> dict[str, float]:
+def measure(
+    served: Served,
+    connections: int,
+    seconds: int,
+    content: bytes = BODY.encode(),
+    more: dict[str, str] | None = None,
+) -> dict[str, float]:
     """One run of wrk."""
-    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        script.write(f"wrk.method = 'POST'\nwrk.body = '{BODY}'\n")
-        for name, value in headers_of(served).items():
+    with (
+        tempfile.NamedTemporaryFile("w", suffix=".lua") as script,
+        tempfile.NamedTemporaryFile("wb") as body,
+    ):
+        body.write(content)
+        body.flush()
+        script.write(f"wrk.method = 'POST'\nwrk.body = io.open('{body.name}', 'rb'):read('*a')\n")
+        for name, value in {**headers_of(served), **(more or {})}.items():
             script.write(f"wrk.headers['{name}'] = '{value}'\n")
         script.flush()
         before = served.cpu_seconds()
@@ -186,16 +206,48 @@ def run(model: str, python: str | None, rounds: int, seconds: int) -> dict[str, 
     return {"model": model, "medians": medians, "memory_mb": memory, "raw": raw}
 
 
+def run_bodies(rounds: int, seconds: int) -> dict[str, Any]:
+    """Our server on one row of 12,288 floats, as JSON in both dialects and as a binary tensor."""
+    width = PICTURE["picture"][0]
+    numbers = [round(0.001 * n, 3) for n in range(width)]
+    tensor = {"name": "input", "datatype": "FP32", "shape": [1, width]}
+    forms: dict[str, tuple[str, bytes, dict[str, str]]] = {
+        "JSON": ("", json.dumps({"inputs": [numbers]}).encode(), {}),
+        "JSON, V2": ("v2", json.dumps({"inputs": [{**tensor, "data": numbers}]}).encode(), {}),
+        "binary, V2": (
+            "v2",
+            torch.tensor(numbers).numpy().tobytes(),
+            {"Inference-Header-Content-Length": "0"},
+        ),
+    }
+    rows: dict[str, list[dict[str, float]]] = {form: [] for form in forms}
+    with ours("picture") as served:
+        v2 = Served.of(served, served.url.partition("/v1/")[0] + "/v2/models/docs.model/infer")
+        for _ in range(rounds):
+            for form, (dialect, content, more) in forms.items():
+                row = measure(v2 if dialect else served, 16, seconds, content, more)
+                rows[form].append(row)
+                print(form, {k: round(v, 2) for k, v in row.items()}, flush=True)
+    medians = {
+        form: {key: round(statistics.median(r[key] for r in found), 2) for key in found[0]}
+        for form, found in rows.items()
+    }
+    return {"connections": 16, "floats": width, "medians": medians, "raw": rows}
+
+
 def main() -> None:
     """Run, print and keep."""
     parser = argparse.ArgumentParser(prog="benchmarks.serving", description=__doc__)
-    parser.add_argument("model", choices=SIZES)
+    parser.add_argument("model", choices=[*SIZES, "bodies"])
     parser.add_argument("--rivals", help="the Python of the others' environment")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=4)
     options = parser.parse_args()
     began = time.monotonic()
-    result = run(options.model, options.rivals, options.rounds, options.seconds)
+    if options.model == "bodies":
+        result = run_bodies(options.rounds, options.seconds)
+    else:
+        result = run(options.model, options.rivals, options.rounds, options.seconds)
     result |= {
         "command": "python -m benchmarks.serving "
         + " ".join("PYTHON" if each == options.rivals else each for each in sys.argv[1:]),

@@ -1,9 +1,13 @@
-"""The models that every server answers for: a small one, and one of some milliseconds."""
+"""The models that every server answers for: a small one, and one of some milliseconds.
+
+The third takes as many floats as a small picture has, and is for our own server's bodies.
+"""
 
 import torch
 
 DIM = 64
 SIZES = {"A": (DIM, 128, 10), "C": (DIM, 2048, 2048, 2048, 10)}
+PICTURE = {"picture": (3 * 64 * 64, 10)}
 
 
 class Mlp(torch.nn.Module):

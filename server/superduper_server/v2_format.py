@@ -39,7 +39,7 @@ class Question:
     """One inference request: a stored value for each row, and which outputs are wanted how."""
 
     id: str
-    values: list[Any]
+    values: Sequence[Any]
     outputs: Mapping[str, bool] | None
     is_binary: bool
     timeout: float | None = None
@@ -181,7 +181,7 @@ def _raw(body: bytes, signature: Signature) -> Question:
     return Question("", _values([column], signature), None, is_binary=True)
 
 
-def _values(columns: list[Column], signature: Signature) -> list[Any]:
+def _values(columns: list[Column], signature: Signature) -> Sequence[Any]:
     expected = {tensor["name"]: tensor for tensor in signature.inputs}
     if expected:
         _check(columns, expected)

@@ -19,6 +19,7 @@ from superduper.fields import images, tensors
 from superduper.fields.json import dumps, loads
 from superduper.serving.signature import BYTES as RAW
 from superduper.serving.signature import JSON, OUTPUT, TEXT, Tensor
+from superduper.serving.vectors import Vectors
 
 BYTES = "BYTES"
 BF16 = "BF16"
@@ -151,7 +152,7 @@ def _elements(name: str, count: int, data: memoryview) -> list[bytes]:
     return elements
 
 
-def stored_rows(column: Column, expected: Tensor | None) -> list[Any]:
+def stored_rows(column: Column, expected: Tensor | None) -> Sequence[Any]:
     """The rows of a tensor, each as it would be stored in a document."""
     if column.datatype == BYTES:
         made = [_element(column.name, each, expected) for each in column.data]
@@ -169,8 +170,10 @@ def stored_rows(column: Column, expected: Tensor | None) -> list[Any]:
     return _stored_arrays(column, "numpy" if (expected or {}).get("kind") == "numpy" else "torch")
 
 
-def _stored_arrays(column: Column, kind: str) -> list[Any]:
+def _stored_arrays(column: Column, kind: str) -> Sequence[Any]:
     shape = list(column.shape[1:])
+    if column.datatype == "FP32" and len(shape) == 1 and shape[0]:
+        return Vectors(column.data.tobytes(), shape[0])
     parts = [row.tobytes() for row in column.data]
     if len(shape) == 1 and column.datatype in _VECTOR_HEADS:
         head = _VECTOR_HEADS[column.datatype]
