@@ -62,7 +62,8 @@ class LoopBatcher(Batcher):
 
     def _wait_for_end(self) -> None:
         with self._changed:
-            self._look()
+            if self._batches.count:
+                self._look()
             while self._running is not None or self._batches.count:
                 self._changed.wait()
         self._bell.close()

@@ -73,7 +73,7 @@ class Hosts:
         """End the models that are loaded, and have those that are asked from now on batched so."""
         with self._lock:
             self._make_batcher = make
-            entries = list(self._entries.values())
+            entries = [*self._entries.values(), *(entry for entry, _ in self._retiring)]
             self._entries.clear()
         for entry in entries:
             entry.end()

@@ -169,6 +169,15 @@ def test_closing_may_finish_what_was_accepted(batcher: LoopBatcher) -> None:
         ask(batcher, 7)
 
 
+def test_closing_again_when_the_loop_has_ended_does_nothing(batcher: LoopBatcher) -> None:
+    ask(batcher, 10).result(SOON)
+    batcher.close(finish=True)
+    loop = asyncio.new_event_loop()
+    loop.close()
+    batcher._loop = loop
+    batcher.close()
+
+
 def test_closing_at_once_answers_everybody(batcher: LoopBatcher, host: ModelHost) -> None:
     ask(batcher, 10).result(SOON)
     endless = ask(batcher, 4)
