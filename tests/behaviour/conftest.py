@@ -22,9 +22,9 @@ from superduper_server.serve import make_server
 from tests.waiting import until
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def worker(store_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One worker process for all databases of the store."""
+    """One worker process for all databases of the store; it would work for other tests too."""
     log = Path(tmp_path_factory.mktemp("worker")) / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
