@@ -37,7 +37,7 @@ def test_the_quick_start_by_hand(tmp_path: Path) -> None:
     imputation, counts, filled, prediction = done.stdout.splitlines()
     begin = r"<Imputation 'y_from_x': x → y, watching, version 1, loss 0\.\d+, accuracy (.*)>"
     found = re.fullmatch(begin, imputation)
-    assert found and float(found[1]) > 0.9, imputation
+    assert found and float(found[1]) >= 0.8, imputation
     assert ast.literal_eval(counts)["filled"] == 200
     for key in re.findall(r'"(\w+)":', carried):
         assert f"'{key}'" in filled
