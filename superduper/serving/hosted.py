@@ -20,7 +20,8 @@ from superduper.fields import codec, tensors
 from superduper.serving import signature
 from superduper.serving.failures import CONTAINED, Failure, each
 from superduper.serving.pieces import OpenAnswers
-from superduper.serving.predictor import Outcome, Predictor
+from superduper.serving.predictor import Predictor
+from superduper.serving.rows import Outcome
 from superduper.serving.vectors import BYTES_PER_FLOAT, HEAD, VectorOutcomes, Vectors
 from superduper.store.unsealing import load
 

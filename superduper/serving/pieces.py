@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from superduper.errors import ChildDied, InvalidInput, SuperduperError
-from superduper.serving.predictor import Outcome
+from superduper.serving.rows import Outcome
 
 MOST_OPEN = 256
 

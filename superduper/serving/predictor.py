@@ -24,37 +24,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from superduper.errors import InvalidInput
-from superduper.serving.failures import (
-    CONTAINED,
-    Failure,
-    WrongRows,
-    contain,
-    describe_error,
-    each,
-)
-
-Outcome = dict[str, Any]
-"""`{"value": output}`, with `"confidence"` and `"runner_up"` where the model tells them, or
-`{"error": {...}}`."""
+from superduper.serving.estimators import estimate, has_chances
+from superduper.serving.failures import CONTAINED, Failure, contain, describe_error, each
+from superduper.serving.rows import Outcome, Pieces, Row, chance, plain, split, to_outcome
 
 Style = Literal["batch", "estimator", "function"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """What the model made of one sample, with confidence and second choice where there are such."""
-
-    output: Any
-    confidence: float | None = None
-    runner_up: Any = None
-
-
-class Pieces(list[Any]):
-    """What a model yielded for one row, where the whole of it is asked at once."""
 
 
 def style_of(model: Any) -> Style:
@@ -111,11 +88,8 @@ class Predictor:
     @property
     def has_confidence(self) -> bool:
         """Whether outputs come with a confidence."""
-        return self._confidence is not None or self._has_chances
-
-    @property
-    def _has_chances(self) -> bool:
-        return self.style == "estimator" and hasattr(self.model, "predict_proba")
+        in_estimator = self.style == "estimator" and has_chances(self.model)
+        return self._confidence is not None or in_estimator
 
     def predict(self, values: Sequence[Any]) -> list[Outcome]:
         """One outcome for each value, in order. No value makes it raise."""
@@ -173,7 +147,7 @@ class Predictor:
     def _returned(self, sample: Any) -> Iterator[Any]:
         """What the model gives back for one sample, piece by piece."""
         if self.style == "estimator":
-            yield self._estimate([sample])[0].output
+            yield estimate(self.model, [sample])[0].output
             return
         if self.style == "function":
             made = self.model(sample)
@@ -185,7 +159,7 @@ class Predictor:
 
     def _finished_pieces(self, row: Any) -> Iterator[Any]:
         if self._postprocess_batch is not None:
-            yield _split(self._postprocess_batch([row]), 1, "postprocess_batch")[0]
+            yield split(self._postprocess_batch([row]), 1, "postprocess_batch")[0]
             return
         made = row if self._postprocess is None else self._postprocess(row)
         yield from made if isinstance(made, Iterator) else (made,)
@@ -248,7 +222,7 @@ class Predictor:
     def _samples_at_once(self, values: list[Any]) -> list[Any]:
         assert self._preprocess_batch is not None
         made = self._preprocess_batch(values)
-        return [self._ready(row) for row in _split(made, len(values), "preprocess_batch")]
+        return [self._ready(row) for row in split(made, len(values), "preprocess_batch")]
 
     def _ready(self, sample: Any) -> Any:
         return self._collate.to_tensors(sample) if self.style == "batch" else sample
@@ -267,7 +241,7 @@ class Predictor:
         if self.style == "function":
             return self._each(lambda sample: Row(self.model(sample)), samples)
         if self.style == "estimator":
-            return contain(self._estimate, samples)
+            return contain(lambda part: estimate(self.model, part), samples)
         return self._forward_by_form(samples)
 
     def _forward_by_form(self, samples: list[Any]) -> list[Any]:
@@ -293,15 +267,6 @@ class Predictor:
             self._collate.collate(samples), self.device, self._weights.dtype
         )
         return self._collate.call(self.model, batch)
-
-    def _estimate(self, samples: list[Any]) -> list[Any]:
-        given = _estimator_input(samples, is_sklearn=hasattr(self.model, "get_params"))
-        outputs = _split(self.model.predict(given), len(samples), "predict")
-        chances = self.model.predict_proba(given) if self._has_chances else None
-        if getattr(chances, "ndim", None) != 2:  # several targets at once have no one confidence
-            return [Row(output) for output in outputs]
-        rows = _split(chances, len(samples), "predict_proba")
-        return [Row(output, row.max()) for output, row in zip(outputs, rows, strict=True)]
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -337,7 +302,7 @@ class Predictor:
     def _finished(self, made: list[Any]) -> list[Outcome]:
         rows = each(self._with_confidence, made)
         outputs = self._outputs(rows)
-        return [_outcome(row, output) for row, output in zip(rows, outputs, strict=True)]
+        return [to_outcome(row, output) for row, output in zip(rows, outputs, strict=True)]
 
     def _with_confidence(self, row: Row) -> Row:
         confidence = row.confidence
@@ -346,7 +311,7 @@ class Predictor:
         if self._confidence is not None:
             confidence = self._confidence(row.output)
         second = None if self._runner_up is None else plain(self._runner_up(row.output))
-        return Row(row.output, None if confidence is None else _chance(confidence), second)
+        return Row(row.output, None if confidence is None else chance(confidence), second)
 
     def _outputs(self, rows: list[Any]) -> list[Any]:
         if self._postprocess_batch is not None:
@@ -363,34 +328,7 @@ class Predictor:
         if any(isinstance(row.output, Pieces) for row in rows):
             return [self._finish(row) for row in rows]
         made = self._postprocess_batch([row.output for row in rows])
-        return [plain(output) for output in _split(made, len(rows), "postprocess_batch")]
-
-
-def plain(output: Any) -> Any:
-    """The output with numbers of any library made Python's, tuples and what yields made lists."""
-    if isinstance(output, Iterator):
-        output = list(output)
-    if isinstance(output, Mapping):
-        return {str(key): plain(value) for key, value in output.items()}
-    if isinstance(output, tuple | list):
-        return [plain(value) for value in output]
-    is_single = getattr(output, "shape", None) == () and hasattr(output, "item")
-    return output.item() if is_single else output
-
-
-def _outcome(row: Any, output: Any) -> Outcome:
-    if isinstance(output, Failure):
-        return {"error": output.error}
-    known = {"confidence": row.confidence, "runner_up": row.runner_up}
-    return {"value": output, **{key: each for key, each in known.items() if each is not None}}
-
-
-def _chance(confidence: Any) -> float:
-    number = float(confidence)
-    # Weights in half precision may add up to a little more than 1.
-    if not -1e-3 <= number <= 1 + 1e-3:
-        raise InvalidInput(f"a confidence must be between 0 and 1, not {number}")
-    return min(max(number, 0.0), 1.0)
+        return [plain(output) for output in split(made, len(rows), "postprocess_batch")]
 
 
 def _method(model: Any, name: str) -> Callable[..., Any] | None:
@@ -402,45 +340,3 @@ def _method(model: Any, name: str) -> Callable[..., Any] | None:
 def _is_module(model: Any) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(model, torch.nn.Module)
-
-
-def _split(made: Any, count: int, what: str) -> list[Any]:
-    """What a function of a list returned, item by item; a list has one item for each input."""
-    if isinstance(made, tuple | Mapping) or hasattr(made, "unbind"):
-        from superduper.serving import collate
-
-        return collate.unbatch(made, count, what)
-    rows = list(made)
-    if len(rows) != count:
-        raise WrongRows.of(what, len(rows), count)
-    return rows
-
-
-def _estimator_input(samples: list[Any], is_sklearn: bool) -> Any:
-    """All samples as one array, a number alone as a row of one for scikit-learn; else as a list."""
-    numpy = sys.modules.get("numpy")
-    if numpy is None:
-        return samples
-    arrays = [_array(sample, numpy) for sample in samples]
-    if any(array is None for array in arrays):
-        return samples
-    different = next((array for array in arrays if array.shape != arrays[0].shape), None)
-    if different is not None:
-        raise InvalidInput(
-            f"samples differ: one has shape {different.shape}, the first has {arrays[0].shape}: "
-            "preprocess must give every sample the same one"
-        )
-    stacked = numpy.stack(arrays)
-    return stacked[:, None] if is_sklearn and stacked.ndim == 1 else stacked
-
-
-def _array(sample: Any, numpy: Any) -> Any:
-    if hasattr(sample, "detach"):
-        sample = sample.detach().cpu()
-    if isinstance(sample, str | bytes | Mapping):
-        return None
-    try:
-        array = numpy.asarray(sample)
-    except ValueError:  # lists of different lengths
-        return None
-    return array if array.dtype.kind in "biufc" else None
