@@ -1,6 +1,5 @@
 """Apply an estimator (as scikit-learn's): all samples at once, as one array if they are numbers."""
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,9 +25,8 @@ def estimate(model: Any, samples: list[Any]) -> list[Row]:
 
 def _estimator_input(samples: list[Any], is_sklearn: bool) -> Any:
     """All samples as one array, a number alone as a row of one for scikit-learn; else as a list."""
-    numpy = sys.modules.get("numpy")
-    if numpy is None:
-        return samples
+    import numpy  # here, for functions do without; whatever else is loaded must change nothing
+
     arrays = [_array(sample, numpy) for sample in samples]
     if any(array is None for array in arrays):
         return samples

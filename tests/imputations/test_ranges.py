@@ -234,7 +234,7 @@ class Slow:
 
     def predict(self, values: Any) -> list[str]:
         time.sleep(0.003 * len(values))
-        return [describe(value) for value in values]
+        return [describe(value) for value in values.tolist()]
 
 
 @contextlib.contextmanager
@@ -253,10 +253,6 @@ def workers(store_uri: str, database: str, count: int) -> Iterator[list["subproc
         yield started
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="not understood: in two runs of all tests the scan had ended and nothing was filled",
-)
 def test_three_workers_share_a_scan_and_one_is_killed(watching: Watching, store_uri: str) -> None:
     docs, database = watching.docs, watching.database
     docs.insert_many({"_id": each if each % 2 else str(each), "x": each} for each in range(4000))

@@ -1,6 +1,8 @@
 """What comes out of a model, whatever kind of model and input it is."""
 
 import functools
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -333,6 +335,21 @@ def test_an_estimator_of_text_gets_a_list() -> None:
             return [len(text) for text in texts]
 
     assert values(Predictor(Lengths()).predict(["a", "bcd"])) == [1, 3]
+
+
+def test_an_estimator_gets_an_array_whatever_else_is_loaded() -> None:
+    """Here neither the model's module nor anything before it has imported numpy."""
+    program = """
+import sys
+from superduper.serving.predictor import Predictor
+class Shapes:
+    def predict(self, rows):
+        return [f"{type(rows).__name__} {rows.shape}"] * len(rows)
+assert "numpy" not in sys.modules
+print(Predictor(Shapes()).predict([1, 2])[0]["value"])
+"""
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert shown.stdout.strip() == "ndarray (2,)", shown.stderr
 
 
 def test_a_function_is_called_with_each_value() -> None:
