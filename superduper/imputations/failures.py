@@ -23,9 +23,12 @@ from pymongo import UpdateOne
 from pymongo.collection import Collection
 from pymongo.database import Database
 
+from superduper import settings
+
 MAX_ATTEMPTS = 3
 BACKOFF_SECONDS = 2.0
-RUNNING_SECONDS = 120.0
+# What an attempt takes beside the time that its model is given.
+ATTEMPT_MARGIN_SECONDS = 5.0
 NAME = "superduper.failures"
 WAITING = ("retry", "running")
 TAKEN_BACK = ("cleared", "reverted")
@@ -106,7 +109,7 @@ class Failures:
                         "input": case.input,
                         "version": case.version,
                         "state": "running",
-                        "next_at": now + int(1000 * RUNNING_SECONDS),
+                        "next_at": now + int(1000 * _attempt_seconds()),
                     }
                 },
             ],
@@ -180,7 +183,10 @@ class Failures:
         self.forget([each["document"] for each in self.known(document_ids).values()])
 
     def release_running(self) -> None:
-        """Have attempts taken up at once that were under way when their worker ended."""
+        """Have attempts taken up at once that were under way when the leader before ended.
+
+        Those of workers that only helped are taken up when they should be over.
+        """
         running = {"imputation": self.imputation_id, "state": "running"}
         self.records.update_many(running, {"$set": {"next_at": 0}})
 
@@ -218,6 +224,11 @@ class Failures:
 
     def _those(self, document_ids: Sequence[Any]) -> dict[str, Any]:
         return {"imputation": self.imputation_id, "document": {"$in": list(document_ids)}}
+
+
+def _attempt_seconds() -> float:
+    """The longest that an attempt takes whose worker lives: it may wait for another's before it."""
+    return 2 * settings.get_number("PREDICT_TIMEOUT") + ATTEMPT_MARGIN_SECONDS
 
 
 def _is_of(case: Case) -> dict[str, Any]:

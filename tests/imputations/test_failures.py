@@ -74,6 +74,15 @@ class TestRecords:
         assert kept.due(1999, 10)[0]["document"] == "running"
         assert len(kept.due(2000, 3)) == 3
 
+    def test_an_attempt_of_a_worker_that_died_is_due_when_it_should_be_over(
+        self, kept: Failures, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SUPERDUPER_PREDICT_TIMEOUT", "3")
+        kept.begin(Case(1, "a", 1), 0)
+        assert kept.due(10_999, 9) == []
+        assert [each["document"] for each in kept.due(11_000, 9)] == [1]
+        assert kept.begin(Case(1, "a", 1), 11_000) == 2, "it was an attempt all the same"
+
     def test_imputations_do_not_see_each_other(
         self, kept: Failures, database: Database[Any]
     ) -> None:
