@@ -1,18 +1,23 @@
 # syntax=docker/dockerfile:1
 FROM python:3.11-slim-bookworm AS build
-# A CPU build of PyTorch; pass --build-arg TORCH_INDEX=https://pypi.org/simple for CUDA.
+# A CPU build of PyTorch; for CUDA: --build-arg TORCH=cuda --build-arg TORCH_INDEX=https://pypi.org/simple
+ARG TORCH=cpu
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /src
-COPY constraints.txt requirements.lock pyproject.toml README.md LICENSE CHANGELOG.md ./
+COPY pyproject.toml README.md LICENSE CHANGELOG.md ./
+COPY locks locks
 COPY superduper superduper
 COPY client client
 COPY server server
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/build \
+    && /opt/build/bin/pip install --require-hashes --no-deps -r locks/build.lock \
+    && /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels .
 RUN python -m venv /opt/superduper \
-    && /opt/superduper/bin/pip install --constraint constraints.txt --index-url "$TORCH_INDEX" \
-        --extra-index-url https://pypi.org/simple torch==2.13.0 \
-    && /opt/superduper/bin/pip install --require-hashes --no-deps -r requirements.lock \
-    && /opt/superduper/bin/pip install --no-deps --constraint constraints.txt ".[server,images]" \
+    && /opt/superduper/bin/pip install --require-hashes --no-deps --index-url "$TORCH_INDEX" \
+        --extra-index-url https://pypi.org/simple -r "locks/torch-$TORCH.lock" \
+    && /opt/superduper/bin/pip install --require-hashes --no-deps -r locks/image.lock \
+    && /opt/superduper/bin/pip install --no-deps /wheels/*.whl \
     && /opt/superduper/bin/pip check
 
 FROM python:3.11-slim-bookworm
