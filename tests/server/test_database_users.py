@@ -5,9 +5,6 @@ for single collections, and speaks TLS.
 """
 
 import re
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,15 +13,11 @@ import pytest
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure, ServerSelectionTimeoutError
 
-from tests.server.certificates import make_certificate
 from tests.server.running import running
-from tests.waiting import until
+from tests.server.secured_store import PASSWORD, SecuredStore, needs_program
 
-PROGRAM = Path(sys.executable).with_name("secantusd-py")
 SCRIPT = Path(__file__).parents[2] / "scripts" / "mongo_users.js"
-PASSWORD = "geheim-hunter2-geheim"
-
-pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason="needs the embedded store's program")
+pytestmark = needs_program
 
 
 def actions_of_server() -> list[str]:
@@ -34,50 +27,16 @@ def actions_of_server() -> list[str]:
     return re.findall(r'"(\w+)"', found[1])
 
 
-class SecuredStore:
-    """The program on a folder and a port of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.certificate, self._key = make_certificate(folder)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-
-    def start(self, *more: str) -> "subprocess.Popen[bytes]":
-        """Start it, and wait until it listens."""
-        command = [str(PROGRAM), "--port", str(self.port), "--storage-path", str(self.folder / "s")]
-        tls = ["--tls-cert-file", self.certificate, "--tls-key-file", self._key]
-        nowhere = subprocess.DEVNULL
-        process = subprocess.Popen([*command, *tls, *more], stdout=nowhere, stderr=nowhere)
-        until(self._listens, 60)
-        return process
-
-    def _listens(self) -> bool:
-        with socket.socket() as asking:
-            return asking.connect_ex(("127.0.0.1", self.port)) == 0
-
-    def uri(self, user: str = "") -> str:
-        """Its address for a user."""
-        who = f"{user}:{PASSWORD}@" if user else ""
-        where = f"mongodb://{who}127.0.0.1:{self.port}/main"
-        return f"{where}?authSource=admin&tls=true&tlsCAFile={self.certificate}"
-
-
 @pytest.fixture(scope="module")
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredStore]:
     store = SecuredStore(tmp_path_factory.mktemp("secured"))
-    process = store.start()
-    with MongoClient[dict[str, Any]](store.uri()) as client:
+    with store.open_to_all() as client:
         everywhere = {"resource": {"db": "main", "collection": ""}, "actions": actions_of_server()}
         client["main"].command("createRole", "superduperServer", privileges=[everywhere], roles=[])
         roles = [{"role": "superduperServer", "db": "main"}]
         client.admin.command("createUser", "server", pwd=PASSWORD, roles=roles)
-    process.terminate()
-    process.wait(30)
-    process = store.start("--auth")
-    yield store
-    process.terminate()
-    process.wait(30)
+    with store.secured():
+        yield store
 
 
 def test_a_server_needs_no_more_rights_than_the_script_gives(
