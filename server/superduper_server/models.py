@@ -15,8 +15,8 @@ from superduper.errors import InvalidInput, NotFound, NotReady, SuperduperError
 from superduper.handlers import predictions
 from superduper.handlers.context import Context
 from superduper.service import Service
+from superduper.store.component import Component
 from superduper.store.mongo import database_errors
-from superduper.store.registry import Component
 from superduper.store.traffic import traffic_id
 from superduper_server.pool import Pool
 from superduper_server.rivals import Rivals

@@ -16,7 +16,7 @@ from superduper.handlers import predictions
 from superduper.serving.batches import MAX_BATCH_SIZE
 from superduper.serving.hosts import batching
 from superduper.serving.signature import Tensor
-from superduper.store.registry import Component
+from superduper.store.component import Component
 from superduper.version import __version__
 from superduper_server import bodies, v2_tensors
 from superduper_server.backend import Backend

@@ -9,7 +9,7 @@ from superduper.handlers.context import Context
 from superduper.handlers.imputations import KIND_PINS
 from superduper.handlers.traffic import check_unused
 from superduper.imputations.hosting import try_out
-from superduper.store.registry import Component
+from superduper.store.component import Component
 
 
 def register(context: Context, command: commands.RegisterComponent, author: str) -> dict[str, Any]:

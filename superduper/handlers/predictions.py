@@ -9,12 +9,12 @@ from superduper.command import build
 from superduper.errors import InvalidInput, NotFound, UserCodeError
 from superduper.handlers.context import Context
 from superduper.handlers.imputations import live_component
+from superduper.imputations.declare import as_paths
 from superduper.imputations.failures import key_of
-from superduper.imputations.imputation import as_paths
 from superduper.imputations.inputs import Inputs, Outcome, matching
 from superduper.imputations.kept_predictions import KeptPredictions
 from superduper.imputations.predict_job import PREDICT, Order
-from superduper.store.registry import Component
+from superduper.store.component import Component
 
 ASK_SECONDS = 30.0
 

@@ -7,7 +7,7 @@ from superduper.command import build
 from superduper.errors import InUse, InvalidInput
 from superduper.handlers.context import Context
 from superduper.handlers.predictions import component_of
-from superduper.store.registry import Component
+from superduper.store.component import Component
 from superduper.store.traffic import traffic_id
 
 COUNTS = (

@@ -18,7 +18,8 @@ from superduper.imputations.graph import inputs_of
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.provenance import as_one_value, fill_of, input_hash, value_hash
 from superduper.imputations.states import States
-from superduper.store.registry import Component, Registry
+from superduper.store.component import Component
+from superduper.store.registry import Registry
 from superduper.training.runs import Runs
 
 Story = dict[str, Any]

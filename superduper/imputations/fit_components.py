@@ -3,7 +3,8 @@
 from typing import Any
 
 from superduper.imputations.imputation import ImputationRecord
-from superduper.store.registry import Component, Registry
+from superduper.store.component import Component
+from superduper.store.registry import Registry
 
 # Components of which there may be several, by the name that their pins have.
 _SEVERAL = {"metrics": "metric", "optimizers": "optimizer", "policies": "policy"}

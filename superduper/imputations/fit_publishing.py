@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from superduper.imputations.imputation import ImputationRecord
 from superduper.imputations.promote import Candidate
-from superduper.store.registry import Component
+from superduper.store.component import Component
 
 if TYPE_CHECKING:
     from superduper.imputations.fit import FitContext

@@ -18,7 +18,8 @@ from superduper.imputations.inputs import Inputs, Outcome, Predict, matching
 from superduper.imputations.kept_predictions import KeptPredictions, Row
 from superduper.jobs.queue import RunningJob
 from superduper.serving.hosts import Hosts
-from superduper.store.registry import Component, Registry
+from superduper.store.component import Component
+from superduper.store.registry import Registry
 
 PREDICT = "predict"
 PART_SECONDS = 600.0

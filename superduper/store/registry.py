@@ -5,7 +5,7 @@ A number is never given twice, even after deletion: what was filled by version 3
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
@@ -14,68 +14,13 @@ from pymongo.errors import DuplicateKeyError
 
 from superduper.errors import ArtifactRejected, NotFound
 from superduper.fields.sealing import Sealed
-from superduper.store.artifacts import Artifact, ArtifactStore
+from superduper.store.artifacts import ArtifactStore
+from superduper.store.component import Component, Draft, checked_component, head_id
 from superduper.store.mongo import database_errors, server_now_ms
-from superduper.store.records import COMPONENT, verify_component
+from superduper.store.records import verify_component
 
 NAME = "superduper.components"
 MAX_LISTED = 1000
-_SIGNED = ("collection", "kind", "name", "version", "artifact", "weights", "content")
-
-
-@dataclass(frozen=True)
-class Component:
-    """One version of a component."""
-
-    collection: str
-    kind: str
-    name: str
-    version: int
-    artifact: str
-    weights: str | None
-    content: str
-    created_at: int
-    created_by: str
-    details: Mapping[str, Any] = field(default_factory=dict)
-    origin: Mapping[str, Any] | None = None
-    key: str = ""
-    signature: bytes = b""
-
-    @property
-    def id(self) -> str:
-        """The document's `_id`: `<collection>/<kind>/<name>@<version>`."""
-        return f"{head_id(self.collection, self.kind, self.name)}@{self.version}"
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """What is signed."""
-        purpose = "code" if self.weights is None else "weights"
-        signed = {name: getattr(self, name) for name in (*_SIGNED, "created_by", "created_at")}
-        return {"schema": COMPONENT, "purpose": purpose, **signed}
-
-    @classmethod
-    def of(cls, document: Mapping[str, Any]) -> "Component":
-        """The component of a document read from the database."""
-        fields: dict[str, Any] = {name: document.get(name) for name in cls.__dataclass_fields__}
-        return cls(**fields)
-
-    def to_document(self) -> dict[str, Any]:
-        """The document that keeps it."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {"_id": self.id, "head": False, **fields}
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A component that is signed, but neither kept nor numbered: it may still be tried out."""
-
-    component: Component
-    artifacts: tuple[Artifact, ...]
-
-
-def head_id(collection: str, kind: str, name: str) -> str:
-    """The `_id` of the document that says which version is live."""
-    return f"{collection}/{kind}/{name}"
 
 
 class Registry:
@@ -115,7 +60,7 @@ class Registry:
         What is damaged, gone, or signed with a key that is not trusted any more is mended.
         """
         wanted = draft.component
-        where = {**_place(wanted), "head": False, "content": wanted.content}
+        where = {**wanted.place, "head": False, "content": wanted.content}
         with database_errors():
             document = self._documents.find_one(where) or {}
             component = Component.of(document)
@@ -226,19 +171,19 @@ class Registry:
 
     def _latest(self, component: Component) -> int:
         """The highest number ever given to a name."""
-        where = {**_place(component), "head": False}
+        where = {**component.place, "head": False}
         newest = self._documents.find_one(where, {"version": 1}, sort=[("version", -1)]) or {}
         return max(self._announced(component), int(newest.get("version", 0)))
 
     def _announced(self, component: Component) -> int:
         """The highest number that the head knows of."""
-        head = self._documents.find_one({"_id": head_id(**_place(component))}) or {}
+        head = self._documents.find_one({"_id": head_id(**component.place)}) or {}
         latest = head.get("latest")
         return latest if isinstance(latest, int) else 0
 
     def _announce(self, component: Component, *, live: bool) -> None:
         """See that the head knows a version; with `live`, that no older one is live."""
-        place = _place(component)
+        place = component.place
         changes: dict[str, Any] = {
             "$max": {"latest": component.version},
             "$set": {"head": True, **place},
@@ -271,7 +216,7 @@ class Registry:
                 f"{kind} {name!r} of collection {collection!r} has no version {wanted}: "
                 f"{self._versions(collection, kind, name)}"
             )
-        return _checked(document, collection, kind, name, wanted)
+        return checked_component(document, collection, kind, name, wanted)
 
     def _versions(self, collection: str, kind: str, name: str) -> str:
         where = {"collection": collection, "kind": kind, "name": name, "head": False}
@@ -341,7 +286,7 @@ class Registry:
         of is left to garbage collection. Raises NotFound.
         """
         component = self.get(collection, kind, name, version)
-        head, place = head_id(collection, kind, name), {**_place(component), "head": False}
+        head, place = head_id(collection, kind, name), {**component.place, "head": False}
         with database_errors():
             if version is None:
                 # The head stays and remembers the highest number.
@@ -380,27 +325,6 @@ class Registry:
             },
             "public_keys": public_keys,
         }
-
-
-def _place(component: Component) -> dict[str, str]:
-    return {
-        "collection": component.collection,
-        "kind": component.kind,
-        "name": component.name,
-    }
-
-
-def _checked(
-    document: Mapping[str, Any], collection: str, kind: str, name: str, version: int | None = None
-) -> Component:
-    """The component of a document, which must be of the place where it was found."""
-    component = Component.of(document)
-    wanted = component.version if version is None else version
-    if component.id != f"{head_id(collection, kind, name)}@{wanted}":
-        raise ArtifactRejected(
-            f"{kind} {name!r}: the document of version {wanted} is that of something else"
-        )
-    return component
 
 
 def _row(head: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,11 +11,13 @@ from superduper.command import build
 from superduper.fields import codec
 from superduper.fields.sealing import seal
 from superduper.handlers.imputations import pins_of
+from superduper.imputations.declare import record_of
 from superduper.imputations.fit import FitContext, fit
-from superduper.imputations.imputation import ImputationRecord, Imputations, record_of
+from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.jobs.queue import Queue, RunningJob
 from superduper.store.artifacts import ArtifactStore
-from superduper.store.registry import Component, Registry
+from superduper.store.component import Component
+from superduper.store.registry import Registry
 from superduper.store.signing import Keyring
 
 

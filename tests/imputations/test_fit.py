@@ -12,10 +12,10 @@ from superduper.command import build
 from superduper.commands import CreateImputation
 from superduper.errors import InvalidInput, UserCodeError
 from superduper.fields import codec
+from superduper.imputations.declare import record_of
 from superduper.imputations.fit import adopt, fit
 from superduper.imputations.fit_documents import documents
 from superduper.imputations.folds import FIELD, FOLDS, fold_of, fold_of_id
-from superduper.imputations.imputation import record_of
 from superduper.imputations.provenance import fill_record, value_hash
 from superduper.jobs.queue import Cancelled
 from superduper.training.runs import Runs

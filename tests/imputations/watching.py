@@ -14,7 +14,8 @@ from superduper.imputations.hosting import open_hosts
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.watch import WatchService
 from superduper.store.artifacts import ArtifactStore
-from superduper.store.registry import Component, Registry
+from superduper.store.component import Component
+from superduper.store.registry import Registry
 from superduper.store.signing import Keyring
 
 

@@ -13,8 +13,9 @@ from starlette.testclient import TestClient
 from superduper.command import build
 from superduper.commands import CreateWatcher
 from superduper.imputations.cutting import cut
+from superduper.imputations.declare import watcher_of
 from superduper.imputations.failures import Case, Failures
-from superduper.imputations.imputation import Imputations, watcher_of
+from superduper.imputations.imputation import Imputations
 from superduper.imputations.ranges import Ranges
 from superduper.imputations.scan import wanted
 from superduper.service import Service

@@ -10,7 +10,8 @@ from superduper.fields.sealing import seal
 from superduper.imputations.hosting import launch
 from superduper.serving.host import ModelHost
 from superduper.store.artifacts import ArtifactStore
-from superduper.store.registry import Component, Registry
+from superduper.store.component import Component
+from superduper.store.registry import Registry
 from superduper.store.signing import Keyring
 
 Register = Callable[..., Component]

@@ -17,7 +17,8 @@ from safetensors.torch import save
 from superduper.errors import ArtifactRejected, NotFound
 from superduper.fields.sealing import Sealed, seal
 from superduper.store.artifacts import ArtifactStore
-from superduper.store.registry import Component, Registry
+from superduper.store.component import Component
+from superduper.store.registry import Registry
 from superduper.store.signing import Keyring
 
 

@@ -23,8 +23,9 @@ from superduper.errors import ArtifactRejected, InvalidInput, NotAllowed
 from superduper.fields.sealing import Sealed, seal
 from superduper.store import unsealing
 from superduper.store.artifacts import ArtifactStore
+from superduper.store.component import Component
 from superduper.store.records import artifact_id
-from superduper.store.registry import Component, Registry
+from superduper.store.registry import Registry
 from superduper.store.signing import Keyring
 from superduper.store.unsealing import load
 
