@@ -29,16 +29,21 @@ Path = Annotated[str, AfterValidator(check_path)]
 Keys = Annotated[str | tuple[str, ...], AfterValidator(check_keys)]
 Document = dict[str, Any]
 Version = Annotated[int, Field(ge=1)]
+Limit = Annotated[int, Field(ge=1, le=1000)]
 
 
 @dataclass(frozen=True)
 class Route:
-    """A command's place in the REST API, and the least role that may use it."""
+    """A command's place in the REST API, and the least role that may use it.
+
+    What takes long tries out code in a child process, or touches as many documents as there are.
+    """
 
     method: Literal["GET", "POST", "PUT", "DELETE"]
     path: str
     role: Role = "reader"
     status: int = 200
+    takes_long: bool = False
 
 
 class Command(BaseModel):

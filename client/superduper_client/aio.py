@@ -27,34 +27,24 @@ from superduper_client import wire
 from superduper_client.client import check_served
 from superduper_client.speaking import (
     LONG_SECONDS,
-    RETRY_SECONDS,
     Deadline,
     Passing,
     Pauses,
     Speaker,
-    options_of,
 )
 from superduper_client.wire import Call
 
 INSERT_CHUNK = 1_000
 
 
-class AsyncHttpTransport(Speaker):
+class AsyncHttpTransport(Speaker[httpx2.AsyncClient]):
     """Commands answered by a server, awaited; see `HttpTransport` for times and repetitions.
 
     As many connections as there are requests at once are kept, up to a hundred. A request whose
     task is cancelled is cancelled on the server as well.
     """
 
-    def __init__(
-        self,
-        url: str,
-        token: str | None = None,
-        timeout: float | None = None,
-        retry_seconds: float = RETRY_SECONDS,
-    ) -> None:
-        super().__init__(url, timeout, retry_seconds)
-        self._http = httpx2.AsyncClient(**options_of(self.url, token))
+    _connect = httpx2.AsyncClient
 
     async def send(self, command: Command) -> Any:
         """The answer to a command.

@@ -13,19 +13,17 @@ from superduper.errors import SuperduperError
 from superduper_client import wire
 from superduper_client.speaking import (
     LONG_SECONDS,
-    RETRY_SECONDS,
     Deadline,
     Passing,
     Pauses,
     Speaker,
-    options_of,
 )
 from superduper_client.wire import Call
 
 T = TypeVar("T")
 
 
-class HttpTransport(Speaker):
+class HttpTransport(Speaker[httpx2.Client]):
     """Commands answered by a server. Connections are kept; several threads may use them.
 
     `timeout` (seconds) is for a command as a whole, and for each wait inside a stream; without it
@@ -34,15 +32,7 @@ class HttpTransport(Speaker):
     up to `retry_seconds`; a server that was never reached is given up after 2.
     """
 
-    def __init__(
-        self,
-        url: str,
-        token: str | None = None,
-        timeout: float | None = None,
-        retry_seconds: float = RETRY_SECONDS,
-    ) -> None:
-        super().__init__(url, timeout, retry_seconds)
-        self._http = httpx2.Client(**options_of(self.url, token))
+    _connect = httpx2.Client
 
     def send(self, command: Command) -> Any:
         """The answer to a command.

@@ -5,12 +5,11 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
 
-from superduper import commands
 from superduper.command import Command
 from superduper.errors import InvalidInput, NotReady, SuperduperError, TimedOut, TooManyRequests
 from superduper.version import __version__
@@ -28,21 +27,12 @@ LONGEST_PAUSE_SECONDS: Final = 2.0
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _TOKEN = re.compile(r"[!-~]+")
-_LONG = (
-    commands.RegisterComponent,
-    commands.SetTraffic,
-    commands.PreviewImputation,
-    commands.PredictDocuments,
-    commands.PredictLater,
-    commands.ExplainPrediction,
-    commands.RevertVersion,
-    commands.UpdateDocuments,
-    commands.DeleteDocuments,
-    commands.CountStates,
-)
 # A child process that died answers 503 too, but its input would kill the next one as well.
 _PASSING = (NotReady.code, TooManyRequests.code)
 _UNSENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
+
+
+H = TypeVar("H", httpx2.Client, httpx2.AsyncClient)
 
 
 class Passing(Exception):
@@ -76,18 +66,27 @@ class Deadline:
         return TimedOut(f"no complete answer from {url} within {self.seconds:g} s")
 
 
-class Speaker:
+class Speaker(Generic[H]):
     """Speaks to one server: its address, patience and errors."""
 
-    def __init__(self, url: str, timeout: float | None, retry_seconds: float) -> None:
+    _connect: type[H]
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        timeout: float | None = None,
+        retry_seconds: float = RETRY_SECONDS,
+    ) -> None:
         self.url = check_url(url)
+        self._http: H = self._connect(**options_of(self.url, token))
         self.timeout = timeout
         self._retry_seconds = retry_seconds
         self.was_reached = False
 
     def seconds_for(self, command: Command) -> float:
         """How long a command may take."""
-        return self.timeout or (LONG_SECONDS if isinstance(command, _LONG) else TIMEOUT_SECONDS)
+        return self.timeout or (LONG_SECONDS if command.route.takes_long else TIMEOUT_SECONDS)
 
     def asked(self, call: Call, deadline: Deadline) -> dict[str, Any]:
         """What httpx is told of a call."""

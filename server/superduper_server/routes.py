@@ -21,19 +21,6 @@ from superduper_server.tokens import Identity
 # `{kind}s` would be "losss": taken, but not shown.
 HIDDEN_PLURALS: dict[str, tuple[str, ...]] = {"loss": ("losss",)}
 PREDICTIONS = (commands.Predict, commands.PredictImputation)
-# These try out code in a child process, or touch as many documents as there are.
-LONG = (
-    commands.RegisterComponent,
-    commands.SetTraffic,
-    commands.PreviewImputation,
-    commands.PredictDocuments,
-    commands.PredictLater,
-    commands.ExplainPrediction,
-    commands.RevertVersion,
-    commands.UpdateDocuments,
-    commands.DeleteDocuments,
-    commands.CountStates,
-)
 # Commands whose answers may carry the traceback of a user's code.
 TRACEBACKS = (
     commands.ListJobs,
@@ -58,6 +45,7 @@ class Endpoint:
     fixed: Mapping[str, Any]
     name: str
     is_shown: bool = True
+    takes_long: bool = False
 
 
 class Router:
@@ -100,7 +88,8 @@ class Router:
         backend = self.backend
         if endpoint.command in PREDICTIONS:
             return predicting(backend, endpoint.path)
-        pool, seconds = _pool_of(endpoint.command, backend)
+        pool, limits = backend.requests, backend.limits
+        seconds = limits.long_seconds if endpoint.takes_long else limits.seconds
 
         async def answer(request: Request) -> Response:
             body = await request.body()
@@ -111,11 +100,6 @@ class Router:
             return Response(content, endpoint.status, media_type=media_type)
 
         return answer
-
-
-def _pool_of(command: type[BaseModel], backend: Backend) -> tuple[Any, float]:
-    limits = backend.limits
-    return backend.requests, limits.long_seconds if command in LONG else limits.seconds
 
 
 def predicting(backend: Backend, template: str) -> Callable[[Request], Any]:
@@ -251,7 +235,16 @@ def _endpoint(
 ) -> Endpoint:
     route = command.route
     return Endpoint(
-        command, route.method, path, route.role, route.status, handle, fixed, name, is_shown
+        command,
+        route.method,
+        path,
+        route.role,
+        route.status,
+        handle,
+        fixed,
+        name,
+        is_shown,
+        route.takes_long,
     )
 
 

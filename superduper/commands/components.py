@@ -8,7 +8,9 @@ from superduper.command import COLLECTION, Document, Kind, Name, OnCollection, R
 class RegisterComponent(OnCollection):
     """Register a sealed object under a name: other content makes a new version, the same none."""
 
-    route = Route("PUT", f"{COLLECTION}/{{kinds}}/{{name}}", role="trainer", status=201)
+    route = Route(
+        "PUT", f"{COLLECTION}/{{kinds}}/{{name}}", role="trainer", status=201, takes_long=True
+    )
     kind: Kind
     name: Name
     sealed: Document

@@ -46,7 +46,7 @@ class CountDocuments(OnCollection):
 class UpdateDocuments(OnCollection):
     """Change one document, or all that match."""
 
-    route = Route("POST", f"{COLLECTION}/documents/update", role="writer")
+    route = Route("POST", f"{COLLECTION}/documents/update", role="writer", takes_long=True)
     filter: Document
     update: Document | list[Document]
     many: bool = False
@@ -65,7 +65,7 @@ class ReplaceDocument(OnCollection):
 class DeleteDocuments(OnCollection):
     """Delete one document, or all that match."""
 
-    route = Route("POST", f"{COLLECTION}/documents/delete", role="writer")
+    route = Route("POST", f"{COLLECTION}/documents/delete", role="writer", takes_long=True)
     filter: Document
     many: bool = False
 

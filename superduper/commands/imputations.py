@@ -9,6 +9,7 @@ from superduper.command import (
     Command,
     Document,
     Keys,
+    Limit,
     Name,
     OnCollection,
     Path,
@@ -130,7 +131,7 @@ class RollbackImputation(OnImputation):
 class RevertVersion(OnImputation):
     """Take back every value that a version filled and that nobody changed since."""
 
-    route = Route("POST", f"{IMPUTATION}/revert", role="trainer")
+    route = Route("POST", f"{IMPUTATION}/revert", role="trainer", takes_long=True)
     version: Version
     force: bool = False
 
@@ -145,8 +146,8 @@ class RedoVersion(OnImputation):
 class PreviewImputation(OnImputation):
     """What would be filled in a few documents; writes nothing."""
 
-    route = Route("POST", f"{IMPUTATION}/preview")
-    n: Annotated[int, Field(ge=1, le=1000)] = 10
+    route = Route("POST", f"{IMPUTATION}/preview", takes_long=True)
+    n: Limit = 10
 
 
 class PauseImputation(OnImputation):
@@ -171,34 +172,34 @@ class ListFailures(OnImputation):
     """Documents that could not be filled, with the reason."""
 
     route = Route("GET", f"{IMPUTATION}/failures")
-    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    limit: Limit = 100
 
 
 class ListCorrections(OnImputation):
     """Filled values that people changed or confirmed, and that are theirs since; newest first."""
 
     route = Route("GET", f"{IMPUTATION}/corrections")
-    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    limit: Limit = 100
 
 
 class ListVersions(OnImputation):
     """The versions of an imputation, newest first."""
 
     route = Route("GET", f"{IMPUTATION}/versions")
-    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    limit: Limit = 100
 
 
 class ShowHistory(OnImputation):
     """Which version was live when, and who made it so; newest first."""
 
     route = Route("GET", f"{IMPUTATION}/history")
-    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    limit: Limit = 100
 
 
 class CountStates(OnImputation):
     """The number of documents in each state."""
 
-    route = Route("GET", f"{IMPUTATION}/counts")
+    route = Route("GET", f"{IMPUTATION}/counts", takes_long=True)
 
 
 class ListStates(OnImputation):
@@ -207,4 +208,4 @@ class ListStates(OnImputation):
     route = Route("POST", f"{IMPUTATION}/documents/query")
     state: str
     after: Document | None = None
-    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    limit: Limit = 100

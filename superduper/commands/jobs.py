@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from superduper.command import CollectionName, Command, Route
+from superduper.command import CollectionName, Command, Limit, Route
 
 
 class ListJobs(Command):
@@ -12,7 +12,7 @@ class ListJobs(Command):
 
     route = Route("GET", "/v1/jobs")
     state: str | None = None
-    limit: Annotated[int, Field(ge=1, le=1000)] = 50
+    limit: Limit = 50
 
 
 class ShowJob(Command):
@@ -34,7 +34,7 @@ class ListRuns(Command):
 
     route = Route("GET", "/v1/runs")
     collection: CollectionName | None = None
-    limit: Annotated[int, Field(ge=1, le=1000)] = 50
+    limit: Limit = 50
 
 
 class ShowRun(Command):
@@ -50,7 +50,7 @@ class Highscores(Command):
     route = Route("GET", "/v1/highscores")
     collection: CollectionName | None = None
     metric: str | None = None
-    limit: Annotated[int, Field(ge=1, le=1000)] = 50
+    limit: Limit = 50
 
 
 class ShowStatus(Command):

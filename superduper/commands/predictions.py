@@ -9,6 +9,7 @@ from superduper.command import (
     Command,
     Document,
     Keys,
+    Limit,
     Name,
     OnCollection,
     Route,
@@ -56,11 +57,11 @@ class PredictDocuments(OnPredictor):
     `ids`, answered in their order, or the first documents, by `_id`, that match `filter`.
     """
 
-    route = Route("POST", f"{_PREDICT}/documents")
+    route = Route("POST", f"{_PREDICT}/documents", takes_long=True)
     key: Keys | None = None
     ids: Annotated[list[Any], Field(max_length=1000)] | None = None
     filter: Document | None = None
-    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    limit: Limit = 100
 
 
 class StreamPrediction(OnPredictor):
@@ -76,7 +77,7 @@ class PredictLater(OnPredictor):
     Either `inputs`, or a `filter` (of a model with `key`). What is live now answers them all.
     """
 
-    route = Route("POST", f"{_PREDICT}/jobs", role="writer", status=202)
+    route = Route("POST", f"{_PREDICT}/jobs", role="writer", status=202, takes_long=True)
     inputs: Annotated[list[Any], Field(max_length=100_000)] | None = None
     key: Keys | None = None
     filter: Document | None = None
@@ -96,7 +97,7 @@ class ListOutputs(Command):
 class ExplainPrediction(OnPredictor):
     """One prediction with what was in between: what the model was given, and what it gave back."""
 
-    route = Route("POST", f"{_PREDICT}/explain")
+    route = Route("POST", f"{_PREDICT}/explain", takes_long=True)
     input: Any
 
 
@@ -121,7 +122,9 @@ class Shadow(Command):
 class SetTraffic(OnEither):
     """Give other versions a share of what servers are asked; with neither, none any more."""
 
-    route = Route("PUT", f"{COLLECTION}/{{kinds}}/{{name}}/traffic", role="trainer")
+    route = Route(
+        "PUT", f"{COLLECTION}/{{kinds}}/{{name}}/traffic", role="trainer", takes_long=True
+    )
     canary: Canary | None = None
     shadow: Shadow | None = None
 

@@ -107,70 +107,23 @@ class Isolation:
         `held_up` is called when it is going to take long, because a batch ended the process.
         Raises ModelUnusable if the model fails whatever it is given.
         """
-        outcomes: list[Outcome] = [{} for _ in values]
-        self._part(values, 0, len(values), outcomes, count_attempt, held_up or _nothing)
-        return outcomes
+        parting = _Parting(self, values, count_attempt, held_up or _nothing)
+        parting.part(0, len(values))
+        return parting.outcomes
 
     def alone(self, value: Any, attempt: int) -> Outcome:
         """The outcome for a value that is tried by itself, its attempt already counted."""
         try:
-            return self._run([value], attempt)[0]
+            return self.run([value], attempt)[0]
         except (ChildDied, TimedOut, TooLarge) as error:
-            self._after_death(error)
+            self.recover(error)
             return {"error": describe(error)}
 
-    def _part(
-        self,
-        values: Sequence[Any],
-        start: int,
-        stop: int,
-        outcomes: list[Outcome],
-        count_attempt: Callable[[int], None],
-        held_up: Callable[[], None],
-    ) -> None:
-        try:
-            outcomes[start:stop] = self._run(values[start:stop], 1)
-            return
-        except (ChildDied, TimedOut, TooLarge) as error:
-            held_up()
-            self._after_death(error)
-            if stop - start == 1:  # the whole batch was one document: that was its attempt
-                outcomes[start] = {"error": describe(error)}
-                return
-            if isinstance(error, Stuck) and error.position < stop - start:
-                self._around(error, values, start, stop, outcomes, count_attempt, held_up)
-                return
-            # A run of innocents is cheap. Eight parts find a culprit with a third of the deaths
-            # that halves need; one that never ends costs all the time it is given, each time.
-            parts = PARTS_OF_SLOW if isinstance(error, TimedOut) else PARTS
-        size = max(1, (stop - start) // parts)
-        for first in range(start, stop, size):
-            last = min(first + size, stop)
-            if last - first == 1:
-                count_attempt(first)
-                outcomes[first] = self.alone(values[first], 1)
-            else:
-                self._part(values, first, last, outcomes, count_attempt, held_up)
+    def run(self, values: Sequence[Any], attempt: int) -> list[Outcome]:
+        """One prediction of them all, which may end the process.
 
-    def _around(
-        self,
-        error: Stuck,
-        values: Sequence[Any],
-        start: int,
-        stop: int,
-        outcomes: list[Outcome],
-        count_attempt: Callable[[int], None],
-        held_up: Callable[[], None],
-    ) -> None:
-        """Let a document alone that was seen not to end, which was its attempt; do the others."""
-        culprit = start + error.position
-        count_attempt(culprit)
-        outcomes[culprit] = {"error": describe(error)}
-        for first, last in ((start, culprit), (culprit + 1, stop)):
-            if first < last:
-                self._part(values, first, last, outcomes, count_attempt, held_up)
-
-    def _run(self, values: Sequence[Any], attempt: int) -> list[Outcome]:
+        Raises ModelUnusable if the model fails whatever it is given.
+        """
         seconds = self.patience.seconds(len(values), attempt)
         began = time.monotonic()
         try:
@@ -196,10 +149,63 @@ class Isolation:
         except SuperduperError as error:
             raise ModelUnusable(f"{type(error).__name__}: {error.message}") from error
 
-    def _after_death(self, error: SuperduperError) -> None:
+    def recover(self, error: SuperduperError) -> None:
+        """After a process had to end: count it, and see that the model still runs."""
         self.deaths += 1
         self._note_death(describe(error)["type"])
         self.make_ready()
+
+
+class _Parting:
+    """The values of one prediction, parted until who ends the process is alone."""
+
+    def __init__(
+        self,
+        isolation: Isolation,
+        values: Sequence[Any],
+        count_attempt: Callable[[int], None],
+        held_up: Callable[[], None],
+    ) -> None:
+        self.outcomes: list[Outcome] = [{} for _ in values]
+        self._isolation = isolation
+        self._values = values
+        self._count_attempt = count_attempt
+        self._held_up = held_up
+
+    def part(self, start: int, stop: int) -> None:
+        """Find the outcomes from one position to another."""
+        try:
+            self.outcomes[start:stop] = self._isolation.run(self._values[start:stop], 1)
+            return
+        except (ChildDied, TimedOut, TooLarge) as error:
+            self._held_up()
+            self._isolation.recover(error)
+            if stop - start == 1:  # the whole batch was one document: that was its attempt
+                self.outcomes[start] = {"error": describe(error)}
+                return
+            if isinstance(error, Stuck) and error.position < stop - start:
+                self._around(error, start, stop)
+                return
+            # A run of innocents is cheap. Eight parts find a culprit with a third of the deaths
+            # that halves need; one that never ends costs all the time it is given, each time.
+            parts = PARTS_OF_SLOW if isinstance(error, TimedOut) else PARTS
+        size = max(1, (stop - start) // parts)
+        for first in range(start, stop, size):
+            last = min(first + size, stop)
+            if last - first == 1:
+                self._count_attempt(first)
+                self.outcomes[first] = self._isolation.alone(self._values[first], 1)
+            else:
+                self.part(first, last)
+
+    def _around(self, error: Stuck, start: int, stop: int) -> None:
+        """Let a document alone that was seen not to end, which was its attempt; do the others."""
+        culprit = start + error.position
+        self._count_attempt(culprit)
+        self.outcomes[culprit] = {"error": describe(error)}
+        for first, last in ((start, culprit), (culprit + 1, stop)):
+            if first < last:
+                self.part(first, last)
 
 
 def _nothing() -> None:

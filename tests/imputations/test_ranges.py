@@ -51,14 +51,6 @@ def filling(database: Database[Any], monkeypatch: pytest.MonkeyPatch) -> Filling
 
 
 @pytest.fixture
-def imputations(database: Database[Any]) -> Imputations:
-    imputations = Imputations(database)
-    imputations.create(record_of(model="model"))
-    imputations.activate("docs", "imputation", 1, by="test", reason="test", model_version=1)
-    return imputations
-
-
-@pytest.fixture
 def watching(database: Database[Any]) -> Watching:
     return Watching(database)
 

@@ -26,14 +26,6 @@ def filling(database: Database[Any]) -> Filling:
     return filling
 
 
-@pytest.fixture
-def imputations(database: Database[Any]) -> Imputations:
-    imputations = Imputations(database)
-    imputations.create(record_of(model="model"))
-    imputations.activate("docs", "imputation", 1, by="test", reason="test", model_version=1)
-    return imputations
-
-
 def scan_of(filling: Filling, imputations: Imputations, size: int = 7) -> Scan:
     """A scan of what is to be scanned now, in small batches."""
     record = imputations.get("docs", "imputation")
