@@ -270,9 +270,9 @@ class Collection:
 
         Settings: `model`, `model_key`, `target_key`, and optionally `target`, `loss`, `metrics`,
         `filter`, `optimizer`, `lr`, `policies`, `trainer`, `batch_size`, `max_epochs`, `patience`,
-        `watch`, `seed`, `mixed_precision`, `processes`, `min_confidence`, `on_input_change`,
-        `promote`, `watcher` and the others of `superduper.commands.CreateImputation`. `objective`
-        is another word for `loss`.
+        `watch`, `seed`, `mixed_precision`, `processes`, `min_confidence`, `out_of_domain`,
+        `on_input_change`, `promote`, `watcher` and the others of
+        `superduper.commands.CreateImputation`. `objective` is another word for `loss`.
 
         `optimizer`, `lr`, `policies` and `trainer` are names, `{"name": ..., "arguments": {...}}`
         or objects; objects are registered under names that begin with the imputation's.

@@ -154,7 +154,20 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
         [{"version": 3, "status": "succeeded", "live": True, "metrics": {"accuracy": 0.97}}],
     ),
     "ShowHistory": (None, [{"version": 3, "at": _AT, "by": "worker", "reason": "better"}]),
-    "CountStates": (None, {"given": 1200, "filled": 597, "missing": 0, "withheld": 0, "dead": 0}),
+    "CountStates": (
+        None,
+        {
+            "given": 1200,
+            "filled": 597,
+            "stale": 0,
+            "pending": 0,
+            "withheld": 2,
+            "out_of_domain": 1,
+            "withdrawn": 0,
+            "failed": 0,
+            "without_input": 0,
+        },
+    ),
     "Predict": (_INPUTS, _OUTPUTS),
     "PredictImputation": (_INPUTS, _OUTPUTS),
     "PredictDocuments": (

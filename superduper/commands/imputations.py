@@ -63,6 +63,7 @@ class CreateImputation(OnCollection):
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.9
     max_width: Annotated[float, Field(gt=0)] | None = None
     min_confidence: Annotated[float, Field(ge=0, le=1)] | None = None
+    out_of_domain: Annotated[float, Field(gt=0, lt=1)] | None = None
     on_input_change: Literal["refill", "keep", "clear"] = "refill"
     promote: Literal["if_better", "always", "never"] = "if_better"
     refit_after: Annotated[int, Field(ge=1)] | None = None

@@ -70,6 +70,11 @@ def _check(context: Context, command: commands.CreateImputation, record: Imputat
             f"({', '.join(command.metrics) or 'there are none'})"
         )
     if not record.trained:
+        if command.out_of_domain is not None:
+            raise InvalidInput(
+                "out_of_domain: a fit learns what inputs are compared with, and without a loss "
+                "there is none: leave it out, or give a loss"
+            )
         return
     paths = [path for path in (*record.input_paths, *record.target_paths) if path != BASE]
     both: dict[str, Any] = {path: {"$exists": True} for path in paths}
@@ -127,7 +132,9 @@ def _same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
 
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {key: plain(each) for key, each in value.items() if key != "pins"}
+            # What was declared before a setting was known has none of it.
+            told = {key: each for key, each in value.items() if each is not None}
+            return {key: plain(each) for key, each in told.items() if key != "pins"}
         return [plain(each) for each in value] if isinstance(value, list | tuple) else value
 
     return bool(plain(first) == plain(second))
@@ -160,6 +167,7 @@ def shown(context: Context, record: ImputationRecord) -> dict[str, Any]:
         "active": record.active,
         "latest": record.latest,
         "metrics": (run or {}).get("metrics"),
+        "domain": (run or {}).get("domain"),
         "fit": fit and {k: fit.get(k) for k in ("id", "state", "progress", "attempts")},
         "scan": scan_shown(context, record),
         "corrections": Corrections(context.database, record.id).count(),
@@ -211,6 +219,7 @@ def versions(context: Context, command: commands.ListVersions) -> list[dict[str,
             "status": run["status"],
             "live": run["version"] == record.active,
             "metrics": run.get("metrics"),
+            "domain": run.get("domain"),
             "documents": (run.get("data") or {}).get("train", {}).get("n"),
             "run": run["_id"],
             "started_at": run.get("started_at"),

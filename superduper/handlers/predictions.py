@@ -11,7 +11,7 @@ from superduper.handlers.context import Context
 from superduper.handlers.imputations import live_component
 from superduper.imputations.declare import as_paths
 from superduper.imputations.failures import key_of
-from superduper.imputations.inputs import Inputs, Outcome, matching
+from superduper.imputations.inputs import Inputs, Outcome, matching, outside_of
 from superduper.imputations.kept_predictions import KeptPredictions
 from superduper.imputations.predict_job import PREDICT, Order
 from superduper.store.component import Component
@@ -52,6 +52,8 @@ def answer(
 ) -> dict[str, Any]:
     """One output for each outcome and in order; an input that failed has None and an error.
 
+    Those that are out of domain are told beside it, by their place: an imputation fills none such.
+
     Raises UserCodeError if every input failed.
     """
     errors = {
@@ -70,6 +72,9 @@ def answer(
         told["confidence"] = confidences
     if errors:
         told["errors"] = errors
+    outside = {str(index): each.get("out_of_domain") for index, each in enumerate(outcomes)}
+    if any(outside.values()):
+        told["out_of_domain"] = {index: dict(each) for index, each in outside.items() if each}
     return told
 
 
@@ -180,6 +185,7 @@ def _row(document_id: Any, outcome: Outcome) -> dict[str, Any]:
         "value": outcome.get("value"),
         "confidence": outcome.get("confidence"),
         "error": (outcome.get("error") or {}).get("message"),
+        **outside_of(outcome),
     }
 
 

@@ -4,7 +4,8 @@ A tally is one pass over the collection, in which each document is counted once.
 made anew only when it is older than twenty times what it took: asking costs at most a twentieth of
 one reader's time. In between the answer is moved by what can be known without reading documents:
 the size of the collection, the progress of a scan, and the lists of documents that failed, were
-withheld or were taken back. What those do not explain is `pending`: nobody has looked at it yet.
+withheld, are out of domain or were taken back. What those do not explain is `pending`: nobody has
+looked at it yet.
 """
 
 import time
@@ -15,7 +16,7 @@ from typing import Any
 from pymongo.database import Database
 
 from superduper.imputations.failures import NAME as FAILURES
-from superduper.imputations.failures import TAKEN_BACK
+from superduper.imputations.failures import TAKEN_BACK, TURNED_AWAY
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.ranges import Ranges
 from superduper.imputations.states import STATES, States
@@ -48,8 +49,11 @@ def _lasts(kept: Mapping[str, Any]) -> int:
 
 
 def _of(record: ImputationRecord) -> list[Any]:
-    """What a tally is of: another version, or another scan, needs another one."""
-    return [record.created_at, record.active, record.scan.get("asked_at")]
+    """What a tally is of: another version, or another scan, needs another one.
+
+    So do other states, as there were before or will be.
+    """
+    return [record.created_at, record.active, record.scan.get("asked_at"), list(STATES)]
 
 
 def _tally(database: Database[Any], record: ImputationRecord, now: int) -> Counts:
@@ -70,7 +74,7 @@ def _signs(database: Database[Any], record: ImputationRecord) -> Counts:
     return {
         "total": database[record.collection].estimated_document_count(),
         "filled": filled if len(record.write_paths) == 1 else 0,
-        "withheld": _listed(database, record, ["withheld"]),
+        **{state: _listed(database, record, [state]) for state in TURNED_AWAY},
         "withdrawn": _listed(database, record, list(TAKEN_BACK)),
         "failed": _listed(database, record, ["dead"]),
     }
@@ -84,7 +88,7 @@ def _listed(database: Database[Any], record: ImputationRecord, states: list[str]
 def _moved(kept: Mapping[str, Any], signs: Counts) -> Counts | None:
     """The tally with what has happened since; None if that cannot be told."""
     counts: Counts = dict(kept["counts"])
-    for state in ("filled", "withheld", "withdrawn", "failed"):
+    for state in ("filled", *TURNED_AWAY, "withdrawn", "failed"):
         counts[state] += signs[state] - kept["signs"][state]
     others = sum(count for state, count in counts.items() if state != "pending")
     # The size of the collection when it was counted: what the pass came to, not what was estimated.

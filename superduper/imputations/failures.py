@@ -7,6 +7,7 @@ one version: with another input or version everything begins anew. The states:
 - `retry`: it failed and is tried again when `next_at` has come;
 - `dead`: it failed as often as is allowed;
 - `withheld`: the model was not sure enough; not a failure, and nothing is retried;
+- `out_of_domain`: the input is unlike those of the training; nothing is retried here either;
 - `cleared`: our value was removed when its input changed (`on_input_change: clear`);
 - `reverted`: our value was taken back by a person (`revert`), and is not to come again by itself.
 
@@ -31,7 +32,11 @@ BACKOFF_SECONDS = 2.0
 ATTEMPT_MARGIN_SECONDS = 5.0
 NAME = "superduper.failures"
 WAITING = ("retry", "running")
+TURNED_AWAY = ("withheld", "out_of_domain")
 TAKEN_BACK = ("cleared", "reverted")
+# What is kept of an outcome that was not written.
+OF_OUTCOME = ("confidence", "runner_up", "distance", "threshold")
+_UNKNOWN = dict.fromkeys(OF_OUTCOME)
 # Errors of documents that took the model's process, or a worker, along.
 KILLED = ("ChildDied", "TimedOut", "TooLarge", "WorkerDied")
 MESSAGE_LENGTH = 2000
@@ -140,6 +145,7 @@ class Failures:
                             "state": _dead_or_retried(),
                             "next_at": next_at,
                             "error": {"$literal": _shortened(error)},
+                            **_UNKNOWN,
                         }
                     },
                 ],
@@ -158,10 +164,12 @@ class Failures:
     def withhold(self, cases: Iterable[tuple[Case, Mapping[str, Any]]], now: int) -> None:
         """Note documents whose value was not sure enough to be written, with what came out."""
         fields = {"state": "withheld", "attempts": 0, "next_at": now, "error": None}
-        self._note(
-            (case, {**fields, **{name: outcome.get(name) for name in ("confidence", "runner_up")}})
-            for case, outcome in cases
-        )
+        self._note((case, {**fields, **_kept(outcome)}) for case, outcome in cases)
+
+    def turn_away(self, cases: Iterable[tuple[Case, Mapping[str, Any]]], now: int) -> None:
+        """Note documents whose input is out of domain, with how far it is from the references."""
+        fields = {"state": "out_of_domain", "attempts": 0, "next_at": now, "error": None}
+        self._note((case, {**fields, **_kept(outside)}) for case, outside in cases)
 
     def clear_values(self, cases: Iterable[Case], now: int) -> None:
         """Note documents whose value is removed because its input changed."""
@@ -204,7 +212,12 @@ class Failures:
                 self._that(case.document_id),
                 {
                     "$setOnInsert": {"_id": self._that(case.document_id)},
-                    "$set": {"input": case.input, "version": case.version, **fields},
+                    "$set": {
+                        "input": case.input,
+                        "version": case.version,
+                        **_UNKNOWN,
+                        **fields,
+                    },
                 },
                 upsert=True,
             )
@@ -229,6 +242,10 @@ class Failures:
 def _attempt_seconds() -> float:
     """The longest that an attempt takes whose worker lives: it may wait for another's before it."""
     return 2 * settings.get_number("PREDICT_TIMEOUT") + ATTEMPT_MARGIN_SECONDS
+
+
+def _kept(outcome: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: outcome.get(name) for name in OF_OUTCOME}
 
 
 def _is_of(case: Case) -> dict[str, Any]:
@@ -297,7 +314,8 @@ def listing(database: Database[Any], imputation_id: str, limit: int = 100) -> li
 
 def _shown(record: Mapping[str, Any]) -> dict[str, Any]:
     fields = ("document", "state", "attempts", "version", "next_at", "confidence", "error")
-    return {name: record.get(name) for name in fields}
+    further = ("distance", "threshold") if record["state"] == "out_of_domain" else ()
+    return {name: record.get(name) for name in (*fields, *further)}
 
 
 def retry(database: Database[Any], imputation_id: str) -> int:

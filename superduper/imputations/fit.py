@@ -49,9 +49,10 @@ COMPARE_SECONDS = 3_600
 FILE_MB = 1 << 20
 RECORDS = "records"
 WEIGHTS = "weights.safetensors"
+DOMAIN = "domain.safetensors"
 _SEEDS = 2**31
 
-_SEALED = ("data", "validated_on", "skipped", "initial_hash")
+_SEALED = ("data", "validated_on", "skipped", "initial_hash", "domain")
 _TRAINING = (
     "optimizer",
     "lr",
@@ -65,6 +66,7 @@ _TRAINING = (
     "mixed_precision",
     "processes",
 )
+_OF_RUN = ("model", "target", "loss", "metrics", "pins", "out_of_domain")
 RESUME = "resume"
 CHECKPOINTS = "checkpoints"
 
@@ -133,9 +135,7 @@ def _begun(record: ImputationRecord, job: str | None, seed: int | None) -> dict[
         "imputation": record.id,
         "job": job,
         "seed": seed,
-        "settings": {
-            key: spec.get(key) for key in ("model", "target", "loss", "metrics", "pins", *_TRAINING)
-        },
+        "settings": {key: spec.get(key) for key in (*_OF_RUN, *_TRAINING)},
     }
 
 
@@ -202,7 +202,8 @@ class _Fit:
     def _run(self, folder: Path, cache: RecordCache) -> dict[str, Any]:
         self._load(folder)
         data = self._bring_data(cache)
-        sealed = self._ask({"op": "seal", "reopened": data.reopened}, BATCH_SECONDS)
+        message = {"op": "seal", "reopened": data.reopened, "domain": DOMAIN}
+        sealed = self._ask(message, BATCH_SECONDS)
         if sealed["saved"]:
             data.keep(folder / RECORDS)
         facts = {key: sealed[key] for key in _SEALED}
@@ -241,6 +242,7 @@ class _Fit:
             "folder": str(folder),
             "records": RECORDS,
             "settings": {**training, "seed": self.seed},
+            "out_of_domain": self.record.spec.get("out_of_domain"),
             "saving_seconds": settings.get_number("CHECKPOINT_SECONDS"),
             "fields": {
                 "inputs": list(self.record.input_paths),
@@ -340,7 +342,8 @@ class _Fit:
         self.job.progress({"phase": "publishing", **self._done(trained["steps"])})
         publisher = Publisher(self.work, self.record, self.job.id, self.run_id)
         weights = (self.folder / WEIGHTS).read_bytes()
-        candidate = publisher.publish(weights, sealed, trained)
+        domain = (self.folder / DOMAIN).read_bytes() if sealed["domain"] is not None else None
+        candidate = publisher.publish(weights, domain, sealed, trained)
         promoted, reason = promote_if_better(
             candidate,
             self.record,

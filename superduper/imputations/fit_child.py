@@ -17,8 +17,10 @@ import bson
 import numpy
 import torch
 from bson.codec_options import CodecOptions, DatetimeConversion
+from safetensors.torch import save
 
 from superduper.errors import InvalidInput
+from superduper.imputations.fit_domain import FoldRows, check_inputs, fit_domain
 from superduper.imputations.fit_measures import apply
 from superduper.imputations.fit_records import (
     Fields,
@@ -86,6 +88,7 @@ class Fitting:
         torch.set_num_threads(1)
         self._loaded = message
         self.settings = Settings(**message["settings"])
+        self.out_of_domain: float | None = message["out_of_domain"]
         self.saving_seconds = float(message["saving_seconds"])
         self.folder = Path(message["folder"])
         self.fields = Fields(*(tuple(message["fields"][key]) for key in Fields.__annotations__))
@@ -174,6 +177,25 @@ class Fitting:
             },
             "validated_on": self._validation_name,
             "skipped": {"count": skipped.count, "first": skipped.first},
+            "domain": self._keep_domain(self.folder / message["domain"]),
+        }
+
+    def _keep_domain(self, path: Path) -> Message | None:
+        """Leave what inputs are to be compared with, if they are; what is told of it.
+
+        Before the training, which would be in vain if there are too few documents for it.
+        """
+        if self.out_of_domain is None:
+            return None
+        folds = {name: FoldRows(fold) for name, fold in self.records.folds.items()}
+        check_inputs(self.predictor.model, folds["train"].fold)
+        held_back = (folds["valid"], folds["test"])
+        found = fit_domain(folds["train"], held_back, self.out_of_domain, self.settings.seed)
+        path.write_bytes(save(found.tensors()))
+        return {
+            "threshold": found.threshold,
+            "references": len(found.references),
+            "calibrated_on": sum(rows.n for rows in held_back),
         }
 
     def _materialise(self) -> None:

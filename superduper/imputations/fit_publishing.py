@@ -24,11 +24,16 @@ class Publisher:
     run: str
 
     def publish(
-        self, weights: bytes, sealed: Mapping[str, Any], trained: Mapping[str, Any]
+        self,
+        weights: bytes,
+        domain: bytes | None,
+        sealed: Mapping[str, Any],
+        trained: Mapping[str, Any],
     ) -> Candidate:
         """Publish weights as a new version, which is then a candidate for going live.
 
-        `sealed` is what the child told of the data, `trained` what it told of the training.
+        `domain` is what inputs are compared with, `sealed` is what the child told of the data,
+        `trained` what it told of the training.
         """
         record, spec = self.record, self.record.spec
         version = self.work.imputations.next_version(record)
@@ -38,6 +43,7 @@ class Publisher:
             spec["pins"]["model"],
             weights,
             {"imputation": record.name, "version": version, "run": self.run},
+            domain,
         )
         self.note("PublishVersion", version, component.content)
         self._succeeded(version, component, sealed, trained)

@@ -55,6 +55,12 @@ class Inputs:
         return None if BASE in self.paths else paths.projection(set(self.paths))
 
 
+def outside_of(outcome: Outcome) -> dict[str, Any]:
+    """How far the input is from what the version knows, and how far it may be; if it is too far."""
+    found = outcome.get("out_of_domain")
+    return {"out_of_domain": dict(found)} if found else {}
+
+
 def _id_of(document: RawBSONDocument) -> Any:
     id = document["_id"]
     return bson.decode(id.raw) if isinstance(id, RawBSONDocument) else id

@@ -14,7 +14,7 @@ from pymongo.database import Database
 
 from superduper.errors import ChildDied, TimedOut
 from superduper.imputations.hosting import open_hosts
-from superduper.imputations.inputs import Inputs, Outcome, Predict, matching
+from superduper.imputations.inputs import Inputs, Outcome, Predict, matching, outside_of
 from superduper.imputations.kept_predictions import KeptPredictions, Row
 from superduper.jobs.queue import RunningJob
 from superduper.serving.hosts import Hosts
@@ -97,7 +97,8 @@ def outcomes_of(hosts: Hosts, component: Component, values: Sequence[Any]) -> li
 
 
 def row_of(outcome: Mapping[str, Any]) -> Row:
-    """What is told of an outcome: value and confidence, or the error's message."""
+    """What is told of an outcome: value, confidence and domain, or the error's message."""
     if outcome.get("error"):
         return {"error": outcome["error"]["message"]}
-    return {name: outcome[name] for name in ("value", "confidence") if name in outcome}
+    told = {name: outcome[name] for name in ("value", "confidence") if name in outcome}
+    return {**told, **outside_of(outcome)}

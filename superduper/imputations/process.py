@@ -279,7 +279,10 @@ class Filler:
             self._judge(work, outcome, prepared, at)
 
     def _judge(self, work: Work, outcome: Outcome, prepared: Prepared, at: int) -> None:
-        """Sort one outcome: to be written, withheld or failed."""
+        """Sort one outcome: to be written, out of domain, withheld or failed."""
+        if outcome.get("out_of_domain"):  # then what the model makes of it is no matter
+            prepared.outside.append((work.case, outcome["out_of_domain"]))
+            return
         if outcome.get("error"):
             prepared.failed.append((work.case, outcome["error"]))
             return
@@ -385,9 +388,11 @@ class Filler:
         for attempts, failed in by_attempts.items():
             self.failures.fail(failed, attempts, now)
         self.failures.withhold(prepared.withheld, now)
+        self.failures.turn_away(prepared.outside, now)
         self.failures.suspect(prepared.suspects)
         self.counters.add("failed", len(prepared.failed))
         self.counters.add("withheld", len(prepared.withheld))
+        self.counters.add("out_of_domain", len(prepared.outside))
 
     def _clear(self, works: Sequence[Work]) -> None:
         """Remove our outdated values; the note comes first, or they would be filled again."""

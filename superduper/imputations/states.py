@@ -8,6 +8,7 @@ and where a field is missing:
 
 - `pending`: to be filled; also while a source that it waits for is stale;
 - `withheld`: the model was not sure enough of this input;
+- `out_of_domain`: this input is unlike those that the model was trained on;
 - `withdrawn`: our value was taken back, by a person or because its input changed;
 - `failed`: the last try ended with an error;
 - `without_input`: nothing to predict it from, or left out by the imputation's filter.
@@ -23,13 +24,23 @@ from pymongo.database import Database
 from superduper.errors import InvalidInput
 from superduper.fields import paths
 from superduper.imputations.decide import RAW
-from superduper.imputations.failures import TAKEN_BACK, Case, Failures, key_of, stands
+from superduper.imputations.failures import (
+    OF_OUTCOME,
+    TAKEN_BACK,
+    TURNED_AWAY,
+    Case,
+    Failures,
+    key_of,
+    stands,
+)
 from superduper.imputations.graph import Graph, inputs_of, own_fills
 from superduper.imputations.imputation import ImputationRecord, Imputations
+from superduper.imputations.inputs import outside_of
 from superduper.imputations.provenance import BASE, as_one_value, input_hash, input_values
 
 STATES = (
-    *("given", "filled", "stale", "pending", "withheld", "withdrawn", "failed", "without_input"),
+    *("given", "filled", "stale", "pending", "withheld", "out_of_domain"),
+    *("withdrawn", "failed", "without_input"),
 )
 WITH_VALUE = ("given", "filled", "stale")
 BATCH = 500
@@ -74,7 +85,7 @@ class Standing:
     def shown(self) -> dict[str, Any]:
         """A row for users."""
         known = self.failure or {}
-        fields = ("confidence", "runner_up", "error", "attempts", "version")
+        fields = (*OF_OUTCOME, "error", "attempts", "version")
         return {
             "document": self.document_id,
             "state": self.state,
@@ -166,8 +177,8 @@ def _state_of(failure: Mapping[str, Any]) -> str:
     state = failure["state"]
     if state in TAKEN_BACK:
         return "withdrawn"
-    if state == "withheld":
-        return "withheld"
+    if state in TURNED_AWAY:
+        return str(state)
     tried = failure.get("error") is not None and failure.get("attempts")
     return "failed" if state == "dead" or tried else "pending"
 
@@ -189,6 +200,7 @@ def preview(
             "value": outcome.get("value"),
             "confidence": outcome.get("confidence"),
             "error": (outcome.get("error") or {}).get("message"),
+            **outside_of(outcome),
         }
         for document, outcome in zip(documents, outcomes, strict=True)
     ]

@@ -66,7 +66,12 @@ class Hosted:
         began = time.monotonic()
         kind, parts = message["kind"], _load(message)
         if kind == "model":
-            self._predictor = Predictor(parts["object"], parts["preprocess"], parts["postprocess"])
+            self._predictor = Predictor(
+                parts["object"],
+                parts["preprocess"],
+                parts["postprocess"],
+                domain=_domain(parts["domain"]),
+            )
             _import_as_registered(self._predictor, message["payload"]["record"])
         else:
             check_component(kind, parts["object"])
@@ -204,6 +209,15 @@ def _load(message: Message) -> dict[str, Any]:
     return {"preprocess": None, "postprocess": None, **parts}
 
 
+def _domain(kept: Mapping[str, Any] | None) -> Any:
+    """What its inputs are compared with, where the version has that."""
+    if kept is None:
+        return None
+    from superduper.serving.domain import Domain  # which needs torch
+
+    return Domain.of(kept)
+
+
 def _import_as_registered(predictor: Predictor, record: Mapping[str, Any]) -> None:
     """Have torch where the registering process had it: a function of tensors names no module."""
     if predictor.style == "function" and record.get("torch_version"):
@@ -291,6 +305,8 @@ def _predict_stacked(predictor: Predictor, values: Sequence[Any]) -> Sequence[An
     if torch is None:
         return None
     rows = torch.frombuffer(bytearray(block.data), dtype=torch.float32).reshape(len(block), -1)
+    if predictor.domain is not None and not predictor.domain.holds(rows):
+        return None
     try:
         output = predictor.forward_stacked(rows)
         return _stored_rows(predictor, output, len(block))

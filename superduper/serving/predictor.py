@@ -24,12 +24,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from superduper.errors import InvalidInput
 from superduper.serving.estimators import estimate, has_chances
 from superduper.serving.failures import CONTAINED, Failure, contain, describe_error, each
-from superduper.serving.rows import Outcome, Pieces, Row, chance, plain, split, to_outcome
+from superduper.serving.rows import Outcome, Pieces, Row, chance, marked, plain, split, to_outcome
+
+if TYPE_CHECKING:
+    from superduper.serving.domain import Domain
 
 Style = Literal["batch", "estimator", "function"]
 
@@ -58,7 +61,8 @@ class Predictor:
     """A model with what comes before and after it.
 
     `preprocess` and `postprocess` win over the model's own methods of these names. A module is
-    moved to `device`; its training mode is after each call what it was before.
+    moved to `device`; its training mode is after each call what it was before. With a `domain` it
+    is told of each outcome whose sample is not in it: `"out_of_domain"`, see `Domain.outside`.
     """
 
     def __init__(
@@ -67,10 +71,12 @@ class Predictor:
         preprocess: Callable[[Any], Any] | None = None,
         postprocess: Callable[[Any], Any] | None = None,
         device: str = "cpu",
+        domain: "Domain | None" = None,
     ) -> None:
         self.model = model
         self.style = style_of(model)
         self.device = device
+        self.domain = domain
         self._preprocess = preprocess or _method(model, "preprocess")
         self._preprocess_batch = None if preprocess else _method(model, "preprocess_batch")
         self._postprocess = postprocess or _method(model, "postprocess")
@@ -95,9 +101,10 @@ class Predictor:
         """One outcome for each value, in order. No value makes it raise."""
         with self._evaluating():
             samples = self._timed("preprocess", lambda: self.samples(values))
+            outside = None if self.domain is None else self.domain.outside(samples)
             rows = self._timed("forward", lambda: self._rows(samples))
             outcomes: list[Outcome] = self._timed("postprocess", lambda: self._finished(rows))
-            return outcomes
+            return outcomes if outside is None else marked(outcomes, outside)
 
     def explain(self, value: Any) -> dict[str, Any]:
         """One prediction with what was in between, as far as it came.
@@ -111,6 +118,8 @@ class Predictor:
             if isinstance(samples[0], Failure):
                 return {"failed_at": "preprocess", "error": samples[0].error}
             told["given"] = samples[0]
+            if self.domain is not None:
+                [told] = marked([told], self.domain.outside(samples))
             rows = self._timed("forward", lambda: self._rows(samples))
             if isinstance(rows[0], Failure):
                 return {**told, "failed_at": "forward", "error": rows[0].error}

@@ -1,6 +1,6 @@
 """What a model made of each value: its rows, and the outcomes that are told of them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ from superduper.serving.failures import Failure, WrongRows
 
 Outcome = dict[str, Any]
 """`{"value": output}`, with `"confidence"` and `"runner_up"` where the model tells them, or
-`{"error": {...}}`."""
+`{"error": {...}}`; and `"out_of_domain"` where the sample is unlike those of the training."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,14 @@ def to_outcome(row: Any, output: Any) -> Outcome:
         return {"error": output.error}
     known = {"confidence": row.confidence, "runner_up": row.runner_up}
     return {"value": output, **{key: each for key, each in known.items() if each is not None}}
+
+
+def marked(outcomes: Sequence[Outcome], outside: Sequence[Any]) -> list[Outcome]:
+    """The outcomes, those with the mark `out_of_domain` that have something in `outside`."""
+    return [
+        outcome if why is None else {**outcome, "out_of_domain": why}
+        for outcome, why in zip(outcomes, outside, strict=True)
+    ]
 
 
 def chance(confidence: Any) -> float:

@@ -26,6 +26,7 @@ class Component:
     created_by: str
     details: Mapping[str, Any] = field(default_factory=dict)
     origin: Mapping[str, Any] | None = None
+    domain: str | None = None
     key: str = ""
     signature: bytes = b""
 
@@ -44,6 +45,8 @@ class Component:
         """What is signed."""
         purpose = "code" if self.weights is None else "weights"
         signed = {name: getattr(self, name) for name in (*SIGNED, "created_by", "created_at")}
+        if self.domain is not None:  # what was signed before there were any has no such field
+            signed["domain"] = self.domain
         return {"schema": COMPONENT, "purpose": purpose, **signed}
 
     @classmethod

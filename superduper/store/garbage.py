@@ -37,10 +37,11 @@ def collect(database: Database[Any], bucket: str, min_age_hours: float) -> int:
 
     components.create_index("artifact")
     components.create_index("weights")
+    components.create_index("domain")
     records.create_index("blob")
 
     def is_named(record_id: Any) -> bool:
-        where = {"$or": [{"artifact": record_id}, {"weights": record_id}]}
+        where = {"$or": [{part: record_id} for part in ("artifact", "weights", "domain")]}
         return components.find_one(where, {"_id": 1}) is not None
 
     for record in records.find({"record.created_at": {"$lt": before}}, {"_id": 1}):

@@ -7,7 +7,7 @@ put in its place by someone who can write to the database.
 
 from collections.abc import Mapping
 from hashlib import sha256
-from typing import Any
+from typing import Any, Literal
 
 from superduper.errors import ArtifactRejected
 from superduper.store.signing import PublicKeys, Purpose, canonical, verify
@@ -16,6 +16,9 @@ ARTIFACT = "superduper.artifact/1"
 COMPONENT = "superduper.component/1"
 _IDENTITY = ("schema", "purpose", "collection", "kind", "name", "sha256", "size")
 _BELONGS = ("collection", "kind", "name")
+
+Part = Literal["code", "weights", "domain"]
+"""What a version is made of; who may sign weights may sign what their domain is as well."""
 
 Signed = Mapping[str, Any]
 """`{record, key, signature}`, and for an artifact its `blob`."""
@@ -41,16 +44,17 @@ def verify_component(signed: Signed, public_keys: PublicKeys) -> Mapping[str, An
 
 
 def verify_artifact(
-    signed: Signed, public_keys: PublicKeys, purpose: Purpose, of: Mapping[str, Any]
+    signed: Signed, public_keys: PublicKeys, part: Part, of: Mapping[str, Any]
 ) -> bytes:
     """The blob of an artifact, once signature, hash and size are verified, in that order.
 
-    `of` is the verified record of the version that it must belong to. Raises ArtifactRejected that
-    says what does not match.
+    `of` is the verified record of the version that it must be that part of. Raises
+    ArtifactRejected that says what does not match.
     """
+    purpose: Purpose = "code" if part == "code" else "weights"
     record = verify_artifact_record(signed, public_keys, purpose)
     what = f"{record['kind']} {record['name']!r}"
-    wanted = of["artifact"] if purpose == "code" else of["weights"]
+    wanted = of["artifact"] if part == "code" else of.get(part)
     if [record[name] for name in _BELONGS] != [of[name] for name in _BELONGS]:
         raise ArtifactRejected(
             f"{of['kind']} {of['name']!r} names an artifact that was sealed for {what}"

@@ -139,23 +139,31 @@ class Registry:
         base_version: int,
         weights_blob: bytes,
         origin: Mapping[str, Any],
+        domain_blob: bytes | None = None,
     ) -> Component:
-        """A new version of a model: the code of one version with other weights; not live yet."""
+        """A new version of a model: the code of one version with other weights; not live yet.
+
+        `domain_blob` is what its inputs are compared with, a safetensors file like the weights.
+        """
         base = self.get(collection, "model", name, base_version)
         author = str(origin.get("imputation", base.created_by))
-        weights = self._artifacts.sign_weights(
-            weights_blob, collection=collection, name=name, author=author
+        artifacts = tuple(
+            self._artifacts.sign_weights(blob, collection=collection, name=name, author=author)
+            for blob in (weights_blob, domain_blob)
+            if blob is not None
         )
+        ids = [artifact.id for artifact in artifacts]
         component = replace(
             base,
             version=0,
-            weights=weights.id,
-            content=sha256(f"{base.artifact}+{weights.id}".encode()).hexdigest(),
+            weights=ids[0],
+            domain=ids[1] if domain_blob is not None else None,
+            content=sha256("+".join([base.artifact, *ids]).encode()).hexdigest(),
             origin=dict(origin),
             created_at=server_now_ms(self._database),
             created_by=author,
         )
-        return self.commit(Draft(component, (weights,)), live=False)
+        return self.commit(Draft(component, artifacts), live=False)
 
     def _signed(self, component: Component) -> Component:
         purpose = component.record["purpose"]
@@ -306,7 +314,7 @@ class Registry:
     def payload(self, component: Component | Draft) -> dict[str, Any]:
         """What `superduper.store.unsealing.load` needs, as plain BSON values; verified here too."""
         public_keys = self._artifacts.keyring.public_keys()
-        weights = None
+        weights = domain = None
         if isinstance(component, Draft):
             code, component = component.artifacts[0], component.component
         else:
@@ -315,9 +323,12 @@ class Registry:
             code = self._artifacts.fetch(component.artifact)
             if component.weights is not None:
                 weights = self._artifacts.fetch(component.weights).to_dict()
+            if component.domain is not None:
+                domain = self._artifacts.fetch(component.domain).to_dict()
         return {
             **code.to_dict(),
             "weights": weights,
+            "domain": domain,
             "component": {
                 "record": component.record,
                 "key": component.key,

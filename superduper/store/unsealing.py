@@ -28,6 +28,8 @@ Record = Mapping[str, Any]
 def load(payload: Payload) -> dict[str, Any]:
     """The parts of a component, verified and unpickled: `object` and what belongs to it.
 
+    `domain` has the tensors that a fit has kept of its training documents, None if there are none.
+
     `payload` is what `Registry.payload` made. Order: signature, hash, size, version of Python and
     bytecode, needed modules, and only then the pickle. Raises ArtifactRejected that says which of
     these failed, InvalidInput for a module that this process does not have.
@@ -44,7 +46,7 @@ def load(payload: Payload) -> dict[str, Any]:
     parts: dict[str, Any] = _read(sealed) if fits else _rebuild(version, sealed)
     if weights is not None:
         _load_weights(version, parts["object"], weights)
-    return parts
+    return {**parts, "domain": _domain(payload, keys, version)}
 
 
 def load_own(content: bytes) -> Any:
@@ -73,6 +75,16 @@ def _check_modules(version: Record, sealed: Sealed) -> None:
 
 def _is_there(name: str) -> bool:
     return name in sys.modules or importlib.util.find_spec(name) is not None
+
+
+def _domain(payload: Payload, keys: Any, version: Record) -> dict[str, Any] | None:
+    if version.get("domain") is None:
+        return None
+    from safetensors.torch import load as load_safetensors
+
+    blob = verify_artifact(payload.get("domain") or {}, keys, "domain", version)
+    tensors: dict[str, Any] = load_safetensors(blob)
+    return tensors
 
 
 # The same Python -------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ def test_each_state_lists_its_documents_page_by_page(filling: Filling) -> None:
     withheld = look.page("withheld", [], 10)["documents"][0]
     assert withheld["confidence"] == 0.2 and withheld["runner_up"] == "the other"
     assert look.page("failed", [], 10)["documents"][0]["error"]["message"] == "it is poison"
-    with pytest.raises(InvalidInput, match="withheld, withdrawn"):
+    with pytest.raises(InvalidInput, match="withheld, out_of_domain, withdrawn"):
         look.page("done", [], 10)
 
 
