@@ -9,6 +9,7 @@ from superduper import commands
 from superduper.command import Command
 from superduper.handlers import components, documents, imputations, jobs, predictions, traffic
 from superduper.handlers.context import Context
+from superduper.serving.model_hosts import ModelHosts
 from superduper.store.mongo import database_errors
 
 Handler = Callable[[Context, Any], Any]
@@ -80,8 +81,9 @@ def subject_of(command: Command) -> str:
 class Service:
     """Answers commands about one database; safe to call from several threads."""
 
-    def __init__(self, database: Database[Any]) -> None:
-        self.context = Context.of(database)
+    def __init__(self, database: Database[Any], hosts: ModelHosts | None = None) -> None:
+        """With `hosts`, models run there; else in processes of its own."""
+        self.context = Context.of(database, hosts)
 
     def handle(self, command: Command, author: str) -> Any:
         """The answer to a command, as plain BSON values.
@@ -116,5 +118,5 @@ class Service:
                 yield from documents.stream(self.context, command)
 
     def close(self) -> None:
-        """End the model hosts that were started."""
+        """End the model hosts that were started, or the use of others' hosts."""
         self.context.hosts.close()

@@ -32,6 +32,11 @@ SETTINGS = (
     Setting("HOST", "127.0.0.1", "The address that the server listens on."),
     Setting("PORT", "8000", "The port that the server listens on; 0 lets the system choose."),
     Setting(
+        "WORKERS",
+        "1",
+        "HTTP processes of a server; they share its port, its models and its limits.",
+    ),
+    Setting(
         "HOSTS",
         "",
         "Names that the server answers to (Host header), with commas; default: any, with a token.",

@@ -62,7 +62,9 @@ def admin_endpoints(backend: Backend) -> list[Endpoint]:
 
     def revoke_token(command: RevokeToken, identity: Identity) -> dict[str, Any]:
         with database_errors():
-            return tokens.revoke(command.id, author=identity.id)
+            revoked = tokens.revoke(command.id, author=identity.id)
+        backend.group.tell(revoked=command.id)
+        return revoked
 
     def list_audit(command: ListAudit, identity: Identity) -> list[dict[str, Any]]:
         if command.after is None:

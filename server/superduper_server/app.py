@@ -1,10 +1,7 @@
 """The web application: one service on one database, behind one guard."""
 
-import asyncio
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -14,17 +11,15 @@ from starlette.responses import Response
 
 import superduper
 from superduper.service import Service
-from superduper.serving.batcher import Batcher
 from superduper_server import openapi
 from superduper_server.admin_routes import admin_endpoints
 from superduper_server.auth import Authenticator, FailureLimit, Guard, QuickGuard
 from superduper_server.backend import Backend
 from superduper_server.docs_page import add_docs
 from superduper_server.fast import FastDoor, FastPath
+from superduper_server.group import Alone, Group
 from superduper_server.health import Readiness, add_health
 from superduper_server.limits import BodyLimit, Limits
-from superduper_server.loop_batcher import LoopBatcher
-from superduper_server.model_figures import ModelFigures
 from superduper_server.observe import Figures, Front, RequestIds
 from superduper_server.origins import TrustedHosts
 from superduper_server.piece_streams import add_piece_streams
@@ -34,7 +29,6 @@ from superduper_server.shares import Shares
 from superduper_server.streams import add_streams
 from superduper_server.traces import Tracer
 from superduper_server.v2 import add_v2
-from superduper_server.watch_figures import WatchFigures
 
 
 def build_app(
@@ -44,21 +38,21 @@ def build_app(
     register_code: bool = True,
     limits: Limits | None = None,
     tracer: Tracer | None = None,
+    group: Group | None = None,
 ) -> FastAPI:
     """The app for a service; its database is the one that is served.
 
     `insecure` asks for no tokens: only for a server that listens on loopback. Without
-    `register_code` nobody can register code here, not even an administrator.
+    `register_code` nobody can register code here, not even an administrator. `group` is what the
+    app shares with the other processes of its server, if there are any.
     `app.state.backend` is what its endpoints share; the service is closed by whoever made it.
     """
     limits = limits or Limits.from_settings()
-    backend = Backend.of(service, limits, tracer)
-    app = _bare_app(backend)
-    router, figures = Router(app, backend), Figures()
-    watching = WatchFigures()
-    figures.registry.register(ModelFigures(service.context.hosts))
-    figures.registry.register(watching)
+    group, figures = group or Alone.of(service), Figures()
     figures.registry.register(TrialFigures(service.context.tally))
+    backend = Backend.of(service, limits, group, tracer)
+    app = _bare_app(backend, figures)
+    router = Router(app, backend)
     router.table["GET", "/openapi.json"] = None
     endpoints = [*command_endpoints(backend), *admin_endpoints(backend)]
     # Routes are tried in order: what is asked most often, and most in a hurry, comes first.
@@ -67,17 +61,17 @@ def build_app(
     add_streams(router)
     add_piece_streams(router)
     readiness = Readiness(backend)
-    add_health(router, figures, watching, readiness)
+    add_health(router, figures, readiness)
     add_v2(router, readiness)
     add_docs(router)
     openapi.install(app, router.schemas, router.table)
     authenticator = None
     if not insecure:
-        failures = FailureLimit(limits.failed_logins)
+        failures = FailureLimit(limits.failed_logins, ledger=group.ledger)
         authenticator = Authenticator(backend.tokens, backend.control, failures)
     app.add_middleware(BodyLimit, limits=limits)
     closed = frozenset() if register_code else registering(endpoints)
-    shares, ids = Shares(limits), RequestIds()
+    shares, ids = Shares(limits, ledger=group.ledger), RequestIds()
     hosts = TrustedHosts.of(insecure=insecure)
     app.add_middleware(
         Guard,
@@ -96,15 +90,13 @@ def build_app(
     return app
 
 
-def _bare_app(backend: Backend) -> FastAPI:
+def _bare_app(backend: Backend, figures: Figures) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        hosts = backend.service.context.hosts
-        loop = asyncio.get_running_loop()
-        hosts.batch_with(partial(LoopBatcher, loop, threading.get_ident()))
+        await backend.group.begin(figures.registry, backend.hear)
         yield
         backend.stop()
-        await asyncio.to_thread(hosts.batch_with, Batcher)  # this loop ends
+        await backend.group.end()
         backend.close()
 
     return FastAPI(

@@ -14,6 +14,7 @@ from starlette.routing import BaseRoute, Match
 from superduper.command import Role
 from superduper.errors import NotAllowed, SuperduperError, TooManyRequests, Unauthorized
 from superduper.store.mongo import database_errors
+from superduper_server.ledger import Ledger, OwnLedger
 from superduper_server.limits import Application, Receive, Scope, Send
 from superduper_server.origins import TrustedHosts
 from superduper_server.pool import Pool
@@ -49,23 +50,27 @@ class TooManyFailures(TooManyRequests):
 class FailureLimit:
     """Counts wrong tokens per address and minute."""
 
-    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        most: int,
+        clock: Callable[[], float] = time.monotonic,
+        ledger: Ledger | None = None,
+    ) -> None:
         self.most = most
         self._clock = clock
-        self._windows: OrderedDict[str, tuple[float, int]] = OrderedDict()
+        self._ledger = ledger or OwnLedger()
 
     def note(self, address: str) -> None:
         """Count one more."""
-        begun, count = self._windows.pop(address, (self._clock(), 0))
-        if self._clock() - begun >= WINDOW_SECONDS:
-            begun, count = self._clock(), 0
-        self._windows[address] = (begun, count + 1)
-        if len(self._windows) > CACHE_SIZE:
-            self._windows.popitem(last=False)
+        with self._ledger:
+            count, begun = self._ledger.note(address) or (0.0, self._clock())
+            if self._clock() - begun >= WINDOW_SECONDS:
+                count, begun = 0.0, self._clock()
+            self._ledger.write(address, count + 1, begun)
 
     def is_reached(self, address: str) -> bool:
         """Whether the address has used up its tries."""
-        begun, count = self._windows.get(address, (0.0, 0))
+        count, begun = self._ledger.note(address) or (0.0, 0.0)
         return count >= self.most and self._clock() - begun < WINDOW_SECONDS
 
 

@@ -1,7 +1,7 @@
 """What the endpoints of one app share: the service, the tokens, the pools of threads."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,12 +10,16 @@ from starlette.requests import ClientDisconnect
 from superduper.imputations import readiness
 from superduper.service import Service
 from superduper.store.mongo import database_errors
+from superduper_server.group import Group
 from superduper_server.limits import Limits
 from superduper_server.models import Models
 from superduper_server.pool import Pool
 from superduper_server.predict import Predictions
 from superduper_server.tokens import Tokens
 from superduper_server.traces import Tracer
+
+STREAMS = "streams"
+"""In the ledger, where no token has this name."""
 
 
 @dataclass
@@ -31,11 +35,13 @@ class Backend:
     control: Pool
     models: Models
     core: Predictions
+    group: Group
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
-    streams: int = 0
 
     @classmethod
-    def of(cls, service: Service, limits: Limits, tracer: Tracer | None = None) -> "Backend":
+    def of(
+        cls, service: Service, limits: Limits, group: Group, tracer: Tracer | None = None
+    ) -> "Backend":
         """The parts for a service; predictions and what keeps the server in order wait apart."""
         control = Pool("checks", threads=4, waiting=limits.waiting)
         return cls(
@@ -50,7 +56,21 @@ class Backend:
             control=control,
             models=Models(service, control),
             core=Predictions(service, limits.predict_seconds, tracer=tracer),
+            group=group,
         )
+
+    @property
+    def streams(self) -> int:
+        """How many streams are open, in all processes of the server."""
+        return self.group.ledger.held(STREAMS)
+
+    def hear(self, news: Mapping[str, Any]) -> None:
+        """Take note of what happened in another process of the server."""
+        if "model" in news:
+            self.models.mark(news["model"], loaded=news["loaded"])
+        if "revoked" in news:
+            self.tokens.note_revoked(news["revoked"])
+        self.models.forget()
 
     async def troubles(self, seconds: float) -> list[str]:
         """Why what should be filled is not; empty if all is well.

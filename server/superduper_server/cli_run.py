@@ -22,6 +22,7 @@ from superduper_server.cli_options import (
 )
 
 F = TypeVar("F", bound=Callable[..., Any])
+MOST_WORKERS = 64
 
 
 def listen_options(command: F) -> F:
@@ -41,6 +42,13 @@ def listen_options(command: F) -> F:
             help="Listen beyond loopback although nothing encrypts what is sent.",
         ),
         click.option("--insecure", is_flag=True, help="Ask for no tokens; on loopback only."),
+        click.option(
+            "--workers",
+            type=click.IntRange(1, MOST_WORKERS),
+            default=lambda: int(settings.get_number("WORKERS")),
+            show_default="SUPERDUPER_WORKERS, else 1",
+            help="HTTP processes, which share the port and the models.",
+        ),
         click.option(
             "--port",
             type=click.IntRange(0, 65535),
@@ -115,16 +123,28 @@ def serve(uri: str, database: str | None, as_json: bool, **listening: Any) -> No
 
 
 def _serve(
-    address: str, database: str, *, as_json: bool, told: dict[str, str], **listening: Any
+    address: str,
+    database: str,
+    *,
+    as_json: bool,
+    told: dict[str, str],
+    workers: int,
+    **listening: Any,
 ) -> None:
     from superduper.jobs.kernel import conceal
     from superduper.store.mongo import connect_mongo, require_replica_set
-    from superduper_server.serve import make_server
+    from superduper_server.hub import Hub, make_hub
+    from superduper_server.serve import Server, make_server
 
     conceal()
+    listening["tls"] = _tls_of(listening)
     with connect_mongo(address) as client:
         require_replica_set(client)
-        server = make_server(client[database], tls=_tls_of(listening), **listening)
+        server: Server | Hub
+        if workers == 1:
+            server = make_server(client[database], **listening)
+        else:
+            server = make_hub(client[database], address, workers, **listening)
         token = None if listening["insecure"] else _first_token(client[database])
         line = {"url": server.url, "token": token, **told}
         server.when_ready = lambda: _tell(line, as_json=as_json)

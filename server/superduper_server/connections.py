@@ -6,7 +6,6 @@ answer keeps its connection for ever there. A body's own deadline is in `limits.
 
 import asyncio
 import resource
-from collections import Counter
 from typing import Any
 
 import httptools
@@ -15,42 +14,47 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from superduper_server.fast import FastPath
 from superduper_server.fast_lane import FastLane, Heads
+from superduper_server.ledger import Ledger, OwnLedger
 from superduper_server.limits import Limits
 
 # Files that the server needs beside its connections: the database's sockets, pipes, key files.
 SPARE_FILES = 256
+ALL = "connections"
+"""In the ledger, where no address has this name."""
 
 
 class Connections:
     """How many connections are open, in all and by address; makes uvicorn's protocol objects."""
 
-    def __init__(self, limits: Limits, fast: FastPath | None = None) -> None:
+    def __init__(
+        self, limits: Limits, fast: FastPath | None = None, ledger: Ledger | None = None
+    ) -> None:
         self.limits = limits
         self.fast = fast
         self.heads = Heads()
         self.most = min(limits.connections, _files_allowed() - SPARE_FILES)
         self.refused = 0
-        self._by_address: Counter[str] = Counter()
+        self._ledger = ledger or OwnLedger()
 
     def __call__(self, **parts: Any) -> "Connection":
         return Connection(self, **parts)
 
     def admit(self, address: str) -> bool:
         """Count one more, unless there are too many."""
-        if (
-            self._by_address.total() >= self.most
-            or self._by_address[address] >= self.limits.address_connections
-        ):
-            self.refused += 1
-            return False
-        self._by_address[address] += 1
+        ledger = self._ledger
+        with ledger:
+            is_room = ledger.held(ALL) < self.most
+            if not is_room or ledger.held(address) >= self.limits.address_connections:
+                self.refused += 1
+                return False
+            ledger.hold(address, 1)
+            ledger.hold(ALL, 1)
         return True
 
     def leave(self, address: str) -> None:
         """Count one less."""
-        self._by_address[address] -= 1
-        if not self._by_address[address]:
-            del self._by_address[address]
+        self._ledger.hold(address, -1)
+        self._ledger.hold(ALL, -1)
 
 
 class Connection(FastLane):

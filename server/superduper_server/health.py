@@ -14,6 +14,7 @@ from pymongo.errors import PyMongoError
 from superduper.errors import SuperduperError
 from superduper_server.backend import Backend
 from superduper_server.bodies import JSON
+from superduper_server.merged_figures import Collected
 from superduper_server.observe import Figures
 from superduper_server.routes import Router
 from superduper_server.watch_figures import WatchFigures
@@ -51,11 +52,9 @@ class Readiness:
             return ["the database does not answer"]
 
 
-def add_health(
-    router: Router, figures: Figures, watching: WatchFigures, readiness: Readiness
-) -> None:
+def add_health(router: Router, figures: Figures, readiness: Readiness) -> None:
     """`/healthz`, `/readyz` and `/metrics`."""
-    backend = readiness.backend
+    backend, watching = readiness.backend, WatchFigures()
 
     async def healthz(request: Request) -> Response:
         return Response(b'{"alive":true}', media_type=JSON)
@@ -73,7 +72,8 @@ def add_health(
             )
         except (SuperduperError, PyMongoError):
             watching.forget()
-        return Response(generate_latest(figures.registry), media_type=CONTENT_TYPE_LATEST)
+        told = [*await backend.group.figures(figures.registry), *watching.collect()]
+        return Response(generate_latest(Collected(told)), media_type=CONTENT_TYPE_LATEST)
 
     probes = (
         ("/healthz", healthz, "Whether the server is alive."),

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from superduper import settings
@@ -56,6 +56,11 @@ class Limits:
             token_at_once=int(settings.get_number("TOKEN_AT_ONCE")),
             address_connections=int(settings.get_number("ADDRESS_CONNECTIONS")),
         )
+
+    def for_one_of(self, processes: int) -> "Limits":
+        """The part of one process among several: what is counted together stays as it is."""
+        share = self.all_bodies_bytes // processes
+        return replace(self, all_bodies_bytes=max(share, self.body_bytes))
 
 
 class BodyLimit:

@@ -11,7 +11,7 @@ from prometheus_client.core import (
 )
 
 from superduper.serving.figures import ModelState
-from superduper.serving.hosts import Hosts
+from superduper.serving.model_hosts import ModelHosts
 from superduper.serving.times import Times
 
 # The protocol's words for our stages.
@@ -25,7 +25,7 @@ _COMPUTE = (
 class ModelFigures:
     """Asks the hosts when somebody asks for figures."""
 
-    def __init__(self, hosts: Hosts) -> None:
+    def __init__(self, hosts: ModelHosts) -> None:
         self._hosts = hosts
 
     def collect(self) -> Iterator[Metric]:

@@ -156,6 +156,7 @@ class Models:
     def forget(self) -> None:
         """Something has changed: ask the database again before the next prediction."""
         self._targets.clear()
+        self._refreshing.clear()  # what is on its way may be from before the change
 
     def get_now(self, place: Place) -> Target | None:
         """The target if it is known; None if the database must be asked first."""
@@ -187,8 +188,11 @@ class Models:
         return task
 
     def _refreshed(self, place: Place, task: "asyncio.Task[Target]") -> None:
+        has_failed = task.cancelled() or task.exception() is not None
+        if self._refreshing.get(place) is not task:
+            return
         del self._refreshing[place]
-        if task.cancelled() or task.exception() is not None:
+        if has_failed:
             self._targets.pop(place, None)  # whoever asks next is told what is wrong
             return
         self._targets[place] = task.result()
@@ -199,20 +203,21 @@ class Models:
         command, known, hosts = place.command, self._targets.get(place), self._context.hosts
         began = self._clock()
 
-        def ask() -> Target:
+        def ask() -> tuple[Target, list[Component]]:
             with database_errors():
                 self._context.tally.flush()
                 component, version = predictions.find(self._context, command)
                 signature = Signature.of(component.details)
                 rivals = find_rivals(self._context, command, component.id)
-                return Target(component, version, signature, began, rivals)
+            target = Target(component, version, signature, began, rivals)
+            is_in_use = known is not None and hosts.is_loaded(known.component.id)
+            wanted = {each.id: each for each in _components(target)} if is_in_use else {}
+            return target, [each for each in wanted.values() if not hosts.is_loaded(each.id)]
 
-        found = await self._pool.run(ask, seconds=LOOKUP_SECONDS)
-        if known is not None and hosts.is_loaded(known.component.id):
-            for each in {each.id: each for each in _components(found)}.values():
-                if not hosts.is_loaded(each.id):
-                    await self._warm(each)
-                    found = replace(found, found_at=self._clock())
+        found, cold = await self._pool.run(ask, seconds=LOOKUP_SECONDS)
+        for each in cold:
+            await self._warm(each)
+            found = replace(found, found_at=self._clock())
         return found
 
     async def _warm(self, component: Component) -> None:

@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, Metric
 
 from superduper.errors import SuperduperError
 from superduper.serving.batches import Outcomes, Request
-from superduper.serving.hosts import Hosts
+from superduper.serving.model_hosts import ModelHosts
 from superduper.serving.trials import Tally, Trial, difference
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Part:
 class Shadows:
     """Counts the answers of a trial, and asks shadows."""
 
-    def __init__(self, hosts: Hosts, tally: Tally, seconds: float) -> None:
+    def __init__(self, hosts: ModelHosts, tally: Tally, seconds: float) -> None:
         self._hosts = hosts
         self._tally = tally
         self._seconds = seconds

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from superduper import commands
 from superduper.command import Command, Role, words_of
 from superduper.errors import InvalidInput
+from superduper.service import AUDITED
 from superduper_server import bodies
 from superduper_server.backend import Backend, unless_gone
 from superduper_server.models import MODEL_VERSION_PATH, Place, place_of
@@ -46,6 +47,11 @@ class Endpoint:
     name: str
     is_shown: bool = True
     takes_long: bool = False
+
+    @property
+    def changes(self) -> bool:
+        """Whether other versions may be live, or other tokens valid, once it has answered."""
+        return self.method != "GET" and self.role in AUDITED
 
 
 class Router:
@@ -95,8 +101,8 @@ class Router:
             body = await request.body()
             work = pool.run(lambda: _answer(endpoint, request, body, backend), seconds=seconds)
             content, media_type = await unless_gone(request.receive, work)
-            if endpoint.method != "GET":
-                backend.models.forget()  # what is live may have changed
+            if endpoint.changes:
+                backend.models.forget()
             return Response(content, endpoint.status, media_type=media_type)
 
         return answer
@@ -148,6 +154,8 @@ def _answer(
         if isinstance(command, commands.FindDocuments):
             _check_limit(command, backend.limits.documents)
         result = endpoint.handle(command, request.scope["identity"])
+    if endpoint.changes:
+        backend.group.tell(changed=True)
     return bodies.write_answer(result, as_bson=bodies.wants_bson(request.headers))
 
 

@@ -1,5 +1,6 @@
 """Run the app with uvicorn: one address, a ready line, a graceful end."""
 
+import asyncio
 import gc
 import ipaddress
 import logging
@@ -8,7 +9,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -22,6 +23,7 @@ from superduper.service import Service
 from superduper_server.app import build_app
 from superduper_server.backend import Backend
 from superduper_server.connections import Connections
+from superduper_server.group import Alone, Group
 from superduper_server.limits import Limits
 from superduper_server.traces import tracer_of_settings
 
@@ -29,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS = 15
 BACKLOG = 2048
+HANDSHAKE_SECONDS = 5.0
 GC_THRESHOLDS = (50_000, 20, 100)
 
 
@@ -38,14 +41,17 @@ class Server(uvicorn.Server):
     def __init__(
         self,
         service: Service,
-        bound: socket.socket,
+        bound: socket.socket | None,
         *,
         insecure: bool,
         register_code: bool,
         tls: tuple[str, str] | None = None,
         limits: Limits | None = None,
+        group: Group | None = None,
     ) -> None:
+        """Without a socket, another process of the group accepts its connections."""
         limits = limits or Limits.from_settings()
+        self._group = group or Alone.of(service)
         self._tracer = tracer_of_settings()
         app = build_app(
             service,
@@ -53,31 +59,32 @@ class Server(uvicorn.Server):
             register_code=register_code,
             limits=limits,
             tracer=self._tracer,
+            group=self._group,
         )
-        super().__init__(_config(app, Connections(limits, app.state.fast), tls))
+        connections = Connections(limits, app.state.fast, self._group.ledger)
+        super().__init__(_config(app, connections, tls))
         self._service = service
         self._bound = bound
         self._scheme = "https" if tls else "http"
+        self._taking: set[asyncio.Task[None]] = set()
         self.when_ready: Callable[[], None] | None = None
         self.backend: Backend = app.state.backend
 
     @property
     def url(self) -> str:
         """Where it is reached."""
-        host, port = self._bound.getsockname()[:2]
-        return (
-            f"{self._scheme}://[{host}]:{port}"
-            if ":" in host
-            else f"{self._scheme}://{host}:{port}"
-        )
+        assert self._bound is not None
+        return url_of(self._bound, self._scheme)
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until told to stop, finish what was begun, close the service."""
+        bound = [] if self._bound is None else [self._bound]
         try:
             with _signals_survived():
-                super().run(sockets or [self._bound])
+                super().run(sockets or bound)
         finally:
-            self._bound.close()
+            for each in bound:
+                each.close()
             self._service.close()
             if self._tracer is not None:
                 self._tracer.close()
@@ -86,7 +93,8 @@ class Server(uvicorn.Server):
         """Begin to accept."""
         await super().startup(sockets)
         if threading.current_thread() is threading.main_thread():
-            _settle()  # in a thread the process is somebody else's
+            settle()  # in a thread the process is somebody else's
+        await self._group.open(self._take)
         if self.started and self.when_ready is not None:
             self.when_ready()
 
@@ -94,10 +102,40 @@ class Server(uvicorn.Server):
         """End what would never end by itself, then let the rest finish."""
         # uvicorn waits for every connection, and a follower of a job does not hang up.
         self.backend.stop()
+        await self._group.shut()
+        if self._taking:
+            await asyncio.wait(self._taking, timeout=HANDSHAKE_SECONDS)
         await super().shutdown(sockets)
 
+    async def on_tick(self, counter: int) -> bool:
+        """Whether it is time to end."""
+        return self._group.is_lost or await super().on_tick(counter)
 
-def _settle() -> None:
+    def _take(self, connection: socket.socket) -> None:
+        """Serve a connection that was accepted elsewhere."""
+        task = asyncio.get_running_loop().create_task(self._begin(connection))
+        self._taking.add(task)
+        task.add_done_callback(self._taking.discard)
+
+    async def _begin(self, connection: socket.socket) -> None:
+        def protocol() -> asyncio.Protocol:
+            made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+            return made
+
+        loop, tls = asyncio.get_running_loop(), self.config.ssl
+        with suppress(OSError):  # it is closed already, or no TLS is spoken
+            await loop.connect_accepted_socket(protocol, connection, ssl=tls)
+
+
+def url_of(bound: socket.socket, scheme: str) -> str:
+    """The URL of what listens on a socket."""
+    host, port = bound.getsockname()[:2]
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def settle() -> None:
     """Take what is there now out of the garbage collector's way: it stays for good."""
     gc.collect()
     gc.freeze()
@@ -120,16 +158,26 @@ def make_server(
     what the setting says, unless it is told: on loopback only, as long as nobody says otherwise.
     Raises InvalidInput if the address cannot be had, or may not be without being told so by name.
     """
-    check_bind(host, insecure=insecure, insecure_bind=insecure_bind or tls is not None)
-    if tls is not None:
-        _check_certificate(*tls)
-    if register_code is None:
-        register_code = _may_register(host)
+    check(host, insecure=insecure, insecure_bind=insecure_bind, tls=tls)
+    register_code = may_register(host, register_code)
     bound = listen(host, port)
     return Server(Service(database), bound, insecure=insecure, register_code=register_code, tls=tls)
 
 
-def _may_register(host: str) -> bool:
+def check(host: str, *, insecure: bool, insecure_bind: bool, tls: tuple[str, str] | None) -> None:
+    """Raise InvalidInput if nothing may listen so."""
+    check_bind(host, insecure=insecure, insecure_bind=insecure_bind or tls is not None)
+    if tls is not None:
+        _check_certificate(*tls)
+
+
+def may_register(host: str, told: bool | None) -> bool:
+    """Whether code may be registered over an address: as told, else as the setting says.
+
+    Raises InvalidInput if the setting makes no sense.
+    """
+    if told is not None:
+        return told
     said = settings.get("REGISTER_CODE").lower()
     if said not in ("auto", "yes", "no"):
         raise InvalidInput(f"SUPERDUPER_REGISTER_CODE={said[:20]!r}: it is auto, yes or no")

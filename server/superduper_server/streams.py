@@ -16,7 +16,7 @@ from superduper.errors import TooManyRequests
 from superduper.fields.json import dumps
 from superduper.store.mongo import database_errors
 from superduper_server import bodies
-from superduper_server.backend import Backend
+from superduper_server.backend import STREAMS, Backend
 from superduper_server.limits import Send
 from superduper_server.openapi import describe
 from superduper_server.routes import Router, read_command, untraced
@@ -93,11 +93,13 @@ class Standing:
 @contextmanager
 def counted_stream(backend: Backend) -> Iterator[None]:
     """One more open stream, while it lasts."""
-    backend.streams += 1
+    ledger = backend.group.ledger
+    with ledger:
+        ledger.hold(STREAMS, 1)
     try:
         yield
     finally:
-        backend.streams -= 1
+        ledger.hold(STREAMS, -1)
 
 
 def check_streams(backend: Backend) -> None:

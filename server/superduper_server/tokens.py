@@ -106,8 +106,12 @@ class Tokens:
         if record is None:
             raise NotFound(f"there is no token {id[:64]!r}; `superduper token list` shows them")
         self._audit.append(who=author, action="RevokeToken", subject=f"id={id}")
-        self._revoked_here.add(id)  # also for whoever still holds an older copy of its record
+        self.note_revoked(id)
         return _shown(record)
+
+    def note_revoked(self, id: str) -> None:
+        """It is worthless, also for whoever still holds an older copy of its record."""
+        self._revoked_here.add(id)
 
     def find(self, id: str) -> dict[str, Any] | None:
         """A token's record, with its hash."""

@@ -44,6 +44,7 @@ class Repository:
         self._registry = self._context.registry
         self._hosts = self._context.hosts
         self._models = backend.models
+        self._group = backend.group
 
     def find(self, model: str, version: str | None) -> Component:
         """The version asked for, or the live one.
@@ -65,14 +66,18 @@ class Repository:
     def load(self, model: str) -> None:
         """Have the live version ready."""
         self._hosts.load(self.find(model, None))
-        self._models.mark(model, loaded=True)
+        self._mark(model, loaded=True)
 
     def unload(self, model: str) -> None:
         """Let every version go, and answer for none until it is loaded again."""
         component = self.find(model, None)
-        self._models.mark(model, loaded=False)
+        self._mark(model, loaded=False)
         for version in self._registry.versions(component.collection, "model", component.name):
             self._hosts.unload(f"{component.id.rpartition('@')[0]}@{version}")
+
+    def _mark(self, model: str, *, loaded: bool) -> None:
+        self._models.mark(model, loaded=loaded)
+        self._group.tell(model=model, loaded=loaded)
 
     def index(self, *, ready_only: bool) -> list[dict[str, str]]:
         """Every model, with its live version and its state."""

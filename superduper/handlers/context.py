@@ -8,7 +8,7 @@ from pymongo.database import Database
 from superduper.imputations.hosting import open_hosts
 from superduper.imputations.imputation import Imputations
 from superduper.jobs.queue import Queue
-from superduper.serving.hosts import Hosts
+from superduper.serving.model_hosts import ModelHosts
 from superduper.serving.trials import Tally
 from superduper.store.artifacts import ArtifactStore
 from superduper.store.audit import Audit
@@ -29,14 +29,17 @@ class Context:
     imputations: Imputations
     queue: Queue
     runs: Runs
-    hosts: Hosts
+    hosts: ModelHosts
     audit: Audit
     traffic: Traffic
     tally: Tally
 
     @classmethod
-    def of(cls, database: Database[Any]) -> "Context":
-        """The parts for a database, with the keys of this machine's home."""
+    def of(cls, database: Database[Any], hosts: ModelHosts | None = None) -> "Context":
+        """The parts for a database, with the keys of this machine's home.
+
+        Without hosts it has model hosts of its own.
+        """
         artifacts = ArtifactStore(database, Keyring.open())
         registry, traffic = Registry(database, artifacts), Traffic(database)
         return cls(
@@ -46,7 +49,7 @@ class Context:
             imputations=Imputations(database),
             queue=Queue(database),
             runs=Runs(database),
-            hosts=open_hosts(registry),
+            hosts=open_hosts(registry) if hosts is None else hosts,
             audit=Audit(database),
             traffic=traffic,
             tally=Tally(traffic),

@@ -72,6 +72,17 @@ def encode(message: Mapping[str, Any]) -> bytes:
     return body
 
 
+def decode(body: bytes | memoryview) -> Message:
+    """The message in a frame's body.
+
+    Raises BrokenFrame if there is none.
+    """
+    try:
+        return cast(Message, bson.decode(body, codec_options=_READING))
+    except (bson.errors.BSONError, RecursionError) as error:
+        raise BrokenFrame(f"a frame that is not BSON: {error}") from error
+
+
 class Channel:
     """One end of the socket.
 
@@ -198,13 +209,10 @@ class Channel:
         end = HEAD_BYTES + size
         if len(received) < end:
             return None
-        try:
-            with memoryview(received) as view, view[HEAD_BYTES:end] as body:
-                message = bson.decode(body, codec_options=_READING)
-        except (bson.errors.BSONError, RecursionError) as error:
-            raise BrokenFrame(f"a frame that is not BSON: {error}") from error
+        with memoryview(received) as view, view[HEAD_BYTES:end] as body:
+            message = decode(body)
         del received[:end]
-        return cast(Message, message)
+        return message
 
 
 def is_answer(message: Message) -> bool:

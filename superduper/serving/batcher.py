@@ -22,6 +22,26 @@ class Host(Protocol):
     def predict(self, values: Sequence[Any], timeout: float | None = None) -> Outcomes: ...
 
 
+def submit(
+    put: Callable[[Request], None], values: Sequence[Any], deadline: float
+) -> "Future[Outcomes]":
+    """The outcomes of values that are put as a request, to come; raises what `put` raises."""
+    future: Future[Outcomes] = Future()
+
+    def done(result: Outcomes | Exception) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+    request = Request(values, deadline, done)
+    future.add_done_callback(lambda future: request.cancel() if future.cancelled() else None)
+    put(request)
+    return future
+
+
 class Runs:
     """Runs batches on a host, and tells each request what became of it."""
 
@@ -133,20 +153,7 @@ class Batcher:
 
     def submit(self, values: Sequence[Any], deadline: float) -> "Future[Outcomes]":
         """The outcomes of the values, to come; see `put`. Cancelling the future is heard."""
-        future: Future[Outcomes] = Future()
-
-        def done(result: Outcomes | Exception) -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            if isinstance(result, Exception):
-                future.set_exception(result)
-            else:
-                future.set_result(result)
-
-        request = Request(values, deadline, done)
-        future.add_done_callback(lambda future: request.cancel() if future.cancelled() else None)
-        self.put(request)
-        return future
+        return submit(self.put, values, deadline)
 
     def put(self, request: Request) -> None:
         """Have a request answered through its `done`.

@@ -34,10 +34,14 @@ class Request:
     put_at: float = 0.0
     run_at: float = 0.0
     """When its batch began to run; 0 while it waits."""
+    on_cancel: Callable[[], None] | None = None
+    """Is told that it was cancelled: for who has passed it on; must not raise or block."""
 
     def cancel(self) -> None:
         """Nobody waits any more: if its turn has not come, it is not run."""
         self.cancelled = True
+        if self.on_cancel is not None:
+            self.on_cancel()
 
 
 class Batches:

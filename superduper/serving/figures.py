@@ -1,6 +1,8 @@
 """What is counted of each model that is loaded."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from superduper.serving.times import Times
 
@@ -30,3 +32,22 @@ class ModelState:
     figures: Figures
     waiting: int
     memory_mb: int
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> "ModelState":
+        """What another process tells of its own with `to_document`."""
+        stages = {name: Times.of(times) for name, times in told["stages"].items()}
+        figures = Figures(stages, Times.of(told["rows"]), told["failed"])
+        return cls(told["id"], figures, told["waiting"], told["memory_mb"])
+
+    def to_document(self) -> dict[str, Any]:
+        """What there is to tell, for another process."""
+        figures = self.figures
+        return {
+            "id": self.id,
+            "stages": {name: times.to_document() for name, times in figures.stages.items()},
+            "rows": figures.rows.to_document(),
+            "failed": figures.failed,
+            "waiting": self.waiting,
+            "memory_mb": self.memory_mb,
+        }

@@ -1,32 +1,20 @@
 """The model hosts of one process: as many as are allowed, the least recently used closed first."""
 
 import threading
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from superduper import settings
 from superduper.errors import NotReady
-from superduper.serving import pieces
 from superduper.serving.batcher import Batcher
 from superduper.serving.batches import Outcomes, Request
 from superduper.serving.figures import Figures, ModelState
 from superduper.serving.host import Launch, Message, ModelHost, Payload
+from superduper.serving.model_hosts import Component, ModelHosts
 
 T = TypeVar("T")
-
-
-class Component(Protocol):
-    """A version of a registered model."""
-
-    @property
-    def id(self) -> str: ...
-
-    @property
-    def details(self) -> Mapping[str, Any]: ...
 
 
 class Payloads(Protocol):
@@ -55,8 +43,8 @@ class _Entry:
         self.batcher.close()
 
 
-class Hosts:
-    """Answers predictions of any registered model. Safe for several threads; unpickles nothing."""
+class Hosts(ModelHosts):
+    """The model hosts of this process, each with its batcher."""
 
     def __init__(self, registry: Payloads, launch: Launch, *, max_hosts: int = 8) -> None:
         self._registry = registry
@@ -78,20 +66,6 @@ class Hosts:
         for entry in entries:
             entry.end()
 
-    def submit(
-        self, component: Component, values: Sequence[Any], timeout: float | None = None
-    ) -> "Future[Outcomes]":
-        """The outcomes of stored values, to come, in one batch with those of other requests.
-
-        Their turn must come within `timeout` seconds (default: the setting PREDICT_TIMEOUT, which
-        is also what a batch may take). Raises TooManyRequests or NotReady; the future gets what
-        else can happen.
-        """
-        seconds = _default_timeout() if timeout is None else timeout
-        with self._lock:  # so that the entry cannot be retired in between
-            entry = self._entry(component)
-            return entry.batcher.submit(values, time.monotonic() + seconds)
-
     def put(self, component: Component, request: Request) -> None:
         """Have a request answered through its `done`; see `Batcher.put`. Never blocks for long."""
         with self._lock:
@@ -112,18 +86,11 @@ class Hosts:
             entry = self._entries.get(component_id)
         return entry is not None and entry.host.is_loaded
 
-    def predict(
-        self, component: Component, values: Sequence[Any], timeout: float | None = None
-    ) -> list[dict[str, Any]]:
-        """An outcome for each stored value, in order.
-
-        With a timeout the values run by themselves and the model may work that long on a frame of
-        them; without one they may share a batch with others. Raises ChildDied or TimedOut if they
-        end the model's process, NotReady, TooManyRequests, and what loading raises.
-        """
-        if timeout is None:
-            return list(self.submit(component, values).result())
-        return list(self._on_host(component, lambda host: host.predict(values, timeout)))
+    def predict_alone(
+        self, component: Component, values: Sequence[Any], timeout: float
+    ) -> Outcomes:
+        """The outcomes of values that share no batch; see `predict`."""
+        return self._on_host(component, lambda host: host.predict(values, timeout))
 
     def _on_host(self, component: Component, call: Callable[[ModelHost], T]) -> T:
         while True:
@@ -138,18 +105,6 @@ class Hosts:
     def ask(self, component: Component, message: Message, timeout: float) -> Message:
         """A model process's answer to something else than a prediction; see `ModelHost.ask`."""
         return self._on_host(component, lambda host: host.ask(message, timeout))
-
-    def pieces(self, component: Component, value: Any) -> Generator[Mapping[str, Any], None, None]:
-        """The outcomes of a stored value, piece by piece; see `superduper.serving.pieces`.
-
-        Each has to come within the setting PREDICT_TIMEOUT.
-        """
-        seconds = _default_timeout()
-        return pieces.read(lambda message: self.ask(component, message, seconds), value)
-
-    def load(self, component: Component) -> None:
-        """Have the model loaded; returns once it is. Raises what loading raises."""
-        self.predict(component, [], timeout=_default_timeout())
 
     def unload(self, component_id: str) -> None:
         """Let a model go once what it was asked has been answered; nothing if it is not loaded."""
@@ -202,7 +157,3 @@ class Hosts:
 def batching(component: Component) -> dict[str, Any]:
     """How a model wants its requests grouped: what it said when it was registered."""
     return dict((component.details or {}).get("batching") or {})
-
-
-def _default_timeout() -> float:
-    return settings.get_number("PREDICT_TIMEOUT")

@@ -1,6 +1,8 @@
 """How often something took how long: counted in buckets, at next to no cost."""
 
 from bisect import bisect_left
+from collections.abc import Mapping
+from typing import Any
 
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
@@ -12,6 +14,17 @@ class Times:
         self.total = 0.0
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> "Times":
+        """What another process tells of its own with `to_document`."""
+        made = cls(tuple(told["bounds"]))
+        made.total, made._counts = told["total"], list(told["counts"])
+        return made
+
+    def to_document(self) -> dict[str, Any]:
+        """What there is to tell, for another process."""
+        return {"bounds": list(self._bounds), "total": self.total, "counts": list(self._counts)}
 
     @property
     def count(self) -> int:

@@ -15,7 +15,7 @@ from superduper_server.app import build_app
 from superduper_server.limits import Limits
 from superduper_server.serve import Server
 from superduper_server.tokens import Tokens
-from tests.server.running import BASE_URL
+from tests.server.running import BASE_URL, running
 from tests.server.v2_models import serving_models
 
 LIMITS = Limits(body_bytes=200_000, receive_seconds=1.0, documents=100, predict_seconds=20)
@@ -31,10 +31,21 @@ def models_server(store_uri: str) -> Iterator[Server]:
         mongo.drop_database(database.name)
 
 
-@pytest.fixture(scope="session")
-def models_url(models_server: Server) -> str:
-    """Where that server is."""
-    return models_server.url
+@pytest.fixture(scope="session", params=["1", "2"], ids="{} processes".format)
+def models_url(
+    request: pytest.FixtureRequest,
+    models_server: Server,
+    store_uri: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[str]:
+    """Where that server is, and another one with the same models and two HTTP processes."""
+    if request.param == "1":
+        yield models_server.url
+        return
+    listening = ("--port", "0", "--insecure", "--workers", request.param, "--json")
+    arguments = ("serve", "--uri", store_uri, "--database", "served_models", *listening)
+    with running(tmp_path_factory.mktemp("served") / "log", *arguments) as server:
+        yield server.ready["url"]
 
 
 @pytest.fixture

@@ -35,10 +35,13 @@ def test_a_store_for_any_client(tmp_path: Path) -> None:
         assert client["any"]["docs"].find_one() == {"_id": 1}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_all_in_one(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "workers"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGINT, 2)]
+)
+def test_all_in_one(tmp_path: Path, number: signal.Signals, workers: int) -> None:
     path = tmp_path / "data"
     arguments = ("up", "--path", str(path), "--database", "shop", "--port", "0", "--json")
+    arguments += ("--workers", str(workers))
     with running(tmp_path / "log", *arguments) as up:
         assert up.ready.keys() == {"url", "token", "address"}
         with up.http() as http:
