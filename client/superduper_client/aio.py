@@ -1,15 +1,17 @@
-"""The same server from asyncio: predictions and documents, awaited.
+"""The same server from asyncio: all that the other client can do, awaited.
 
     async with superduper_client.aconnect(url, token=...) as client:
         docs = client["main"]["documents"]
         await docs.insert_one({"x": [1.0, 2.0]})
         labels = await asyncio.gather(*(docs.predict("digits", each) for each in images))
 
-Registering and imputations are the other client's: nobody waits for those a thousand at a time.
+What is asked thousands of times a second is written for asyncio; the rest is the other client's,
+run beside it (`superduper_client.awaited`).
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, Self
 
@@ -18,12 +20,15 @@ from bson import ObjectId
 from pymongo.results import InsertManyResult, InsertOneResult
 
 from superduper import commands, settings
+from superduper.collection import Collection
 from superduper.command import Command, build
 from superduper.cursor import Sort, filter_of, sort_keys
 from superduper.errors import SuperduperError, TimedOut
 from superduper.fields.codec import decode, decode_document, encode, encode_document
 from superduper.predicting import inputs_of, outputs_of
 from superduper_client import wire
+from superduper_client.aio_handles import AsyncImputation, AsyncModel
+from superduper_client.awaited import Awaited, Bridge, awaited
 from superduper_client.client import check_served
 from superduper_client.speaking import (
     LONG_SECONDS,
@@ -35,6 +40,7 @@ from superduper_client.speaking import (
 from superduper_client.wire import Call
 
 INSERT_CHUNK = 1_000
+MOST_THREADS = 1_000
 
 
 class AsyncHttpTransport(Speaker[httpx2.AsyncClient]):
@@ -118,8 +124,8 @@ class AsyncHttpTransport(Speaker[httpx2.AsyncClient]):
         await self._http.aclose()
 
 
-class AsyncCollection:
-    """Documents and predictions of one collection, awaited."""
+class AsyncCollection(Awaited[Collection]):
+    """Documents, components and imputations of one collection, awaited."""
 
     def __init__(self, client: "AsyncClient", database: str, name: str) -> None:
         self._client = client
@@ -129,6 +135,13 @@ class AsyncCollection:
     async def _send(self, command: type[commands.OnCollection], **fields: Any) -> Any:
         built = build(command, collection=self.name, **fields)
         return await (await self._client.transport_of(self._database)).send(built)
+
+    async def bridge(self) -> Bridge:
+        """What a method sends with that runs in a thread of the client's."""
+        return Bridge(await self._client.transport_of(self._database), self._client.threads)
+
+    def _facade(self, bridge: Bridge) -> Collection:
+        return Collection(bridge, self.name)
 
     async def _rows(
         self, command: commands.FindDocuments | commands.StreamPrediction
@@ -161,19 +174,29 @@ class AsyncCollection:
         skip: int = 0,
         limit: int = 0,
         sort: Sort | None = None,
+        fresh: bool = False,
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """The documents that match, as they come: `async for document in docs.find(...)`."""
-        query = _query(filter, projection, skip, sort)
+        """The documents that match, as they come: `async for document in docs.find(...)`.
+
+        With `fresh` without stale values of ours. A document that matches, or has its place in the
+        order, by a stale value is left out then.
+        """
+        query = _query(filter, projection, skip, sort, fresh)
         command = build(commands.FindDocuments, collection=self.name, limit=limit, **query)
         async with aclosing(self._rows(command)) as rows:
             async for row in rows:
                 yield decode_document(row)
 
     async def find_one(
-        self, filter: Any = None, projection: Any = None, skip: int = 0, sort: Sort | None = None
+        self,
+        filter: Any = None,
+        projection: Any = None,
+        skip: int = 0,
+        sort: Sort | None = None,
+        fresh: bool = False,
     ) -> dict[str, Any] | None:
-        """One document that matches (a bare value is an `_id`), or None."""
-        query = _query(filter, projection, skip, sort)
+        """One document that matches (a bare value is an `_id`), or None; `fresh` as for `find`."""
+        query = _query(filter, projection, skip, sort, fresh)
         found = (await self._send(commands.FindDocuments, limit=1, **query))["documents"]
         return decode_document(found[0]) if found else None
 
@@ -206,6 +229,57 @@ class AsyncCollection:
                 yield decode(row["piece"])
         raise wire.ended_early()
 
+    update_one = awaited(Collection.update_one)
+    update_many = awaited(Collection.update_many)
+    replace_one = awaited(Collection.replace_one)
+    delete_one = awaited(Collection.delete_one)
+    delete_many = awaited(Collection.delete_many)
+    explain = awaited(Collection.explain)
+
+    create_function = awaited(Collection.create_function)
+    create_model = awaited(Collection.create_model)
+    create_loss = awaited(Collection.create_loss)
+    create_metric = awaited(Collection.create_metric)
+    create_trainer = awaited(Collection.create_trainer)
+    create_optimizer = awaited(Collection.create_optimizer)
+    create_policy = awaited(Collection.create_policy)
+    create_encoder = awaited(Collection.create_encoder)
+    list = awaited(Collection.list)
+    show = awaited(Collection.show)
+    delete = awaited(Collection.delete)
+
+    async def create_imputation(self, name: str | None = None, **settings: Any) -> AsyncImputation:
+        """Declare that one field is predicted from another, and start its fit.
+
+        The settings are those of `Collection.create_imputation`.
+        """
+        made = await self._beside(lambda docs: docs.create_imputation(name, **settings))
+        return AsyncImputation(self, made.name)
+
+    async def create_watcher(
+        self, name: str, model: str, key: Any, **settings: Any
+    ) -> AsyncImputation:
+        """Write a model's output for every document that has `key`, now and from now on."""
+        made = await self._beside(lambda docs: docs.create_watcher(name, model, key, **settings))
+        return AsyncImputation(self, made.name)
+
+    async def imputation(self, name: str) -> AsyncImputation:
+        """A handle on an imputation that exists.
+
+        Raises NotFound if it does not.
+        """
+        await self._beside(lambda docs: docs.imputation(name))
+        return AsyncImputation(self, name)
+
+    def model(self, name: str) -> AsyncModel:
+        """A handle on a model: predictions of documents, in pieces, later, explained."""
+        return AsyncModel(self, name)
+
+    jobs = awaited(Collection.jobs)
+    runs = awaited(Collection.runs)
+    run = awaited(Collection.run)
+    highscores = awaited(Collection.highscores)
+
     def __repr__(self) -> str:
         return f"<AsyncCollection {self.name!r}>"
 
@@ -215,12 +289,15 @@ def _with_id(document: dict[str, Any]) -> dict[str, Any]:
     return encode_document(document)
 
 
-def _query(filter: Any, projection: Any, skip: int, sort: Sort | None) -> dict[str, Any]:
+def _query(
+    filter: Any, projection: Any, skip: int, sort: Sort | None, fresh: bool
+) -> dict[str, Any]:
     shown = projection
     if projection is not None and not isinstance(projection, Mapping):
         shown = list(projection)
     keys: Sequence[tuple[str, int]] | None = sort_keys(sort) if sort else None
-    return {"filter": encode(filter_of(filter)), "projection": shown, "skip": skip, "sort": keys}
+    query = {"filter": encode(filter_of(filter)), "projection": shown, "skip": skip, "sort": keys}
+    return {**query, "fresh": fresh}
 
 
 class AsyncDatabase:
@@ -234,6 +311,14 @@ class AsyncDatabase:
         name = build(commands.CountDocuments, collection=collection).collection
         return AsyncCollection(self._client, self.name, name)
 
+    async def list_collection_names(self) -> list[str]:
+        """The names of the collections there are."""
+        transport = await self._client.transport_of(self.name)
+        return [row["name"] for row in await transport.send(build(commands.ListCollections))]
+
+    def __repr__(self) -> str:
+        return f"<AsyncDatabase {self.name!r}>"
+
 
 class AsyncClient:
     """The database that a server serves, for asyncio: `client["shop"]["documents"]`."""
@@ -241,6 +326,8 @@ class AsyncClient:
     def __init__(self, url: str, token: str | None = None, timeout: float | None = None) -> None:
         self._transport = AsyncHttpTransport(url, token, timeout)
         self._served: str | None = None
+        # As many as are needed at once: some wait for hours, and none may keep the others from it.
+        self.threads = ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="superduper-client")
 
     @property
     def url(self) -> str:
@@ -264,6 +351,7 @@ class AsyncClient:
     async def close(self) -> None:
         """Close the connections to the server."""
         await self._transport.close()
+        self.threads.shutdown(wait=False)
 
     async def __aenter__(self) -> Self:
         return self

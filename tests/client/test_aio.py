@@ -1,8 +1,10 @@
 """The client for asyncio, against a server that says what it was asked, and against a real one."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -10,12 +12,17 @@ import pytest
 from bson import Binary
 from pymongo.database import Database
 
+import superduper.collection
 import superduper_client
+from superduper.collection import Collection
 from superduper.errors import InvalidInput, NotFound, NotReady, TimedOut, UserCodeError
 from superduper.fields.codec import encode
-from superduper_client.aio import AsyncClient, AsyncHttpTransport
+from superduper.handles import Imputation
+from superduper.predicting import Model, PredictionJob
+from superduper_client.aio import AsyncClient, AsyncCollection, AsyncDatabase, AsyncHttpTransport
+from superduper_client.aio_handles import AsyncImputation, AsyncModel, AsyncPredictionJob
 from superduper_server.serve import Server, make_server
-from tests.client.answering import Answers, refusal, result
+from tests.client.answering import Answers, Reply, refusal, result
 from tests.client.test_http import INSERT, PREDICT, STATUS, unused_port
 from tests.server.running import serving
 from tests.waiting import until
@@ -139,6 +146,7 @@ def test_documents_and_predictions(server: Server, database: Database[Any]) -> N
             assert await docs.count_documents({"n": {"$gte": 0}}) == 1500
             assert await docs.find_one("one") == {"_id": "one", "n": -1}
             assert await docs.find_one({"n": 5000}) is None
+            assert await docs.find_one("one", fresh=True) == {"_id": "one", "n": -1}
             found = [d async for d in docs.find({"n": {"$lt": 3}}, ["n"], sort=[("n", -1)])]
             assert [d["n"] for d in found] == [2, 1, 0, -1]
             many = await asyncio.gather(*(docs.predict("double", float(n)) for n in range(40)))
@@ -170,3 +178,111 @@ def test_time_is_limited_and_who_cancels_is_heard(server: Server, database: Data
 
     asyncio.run(late())
     until(lambda: server.backend.core.count == 0, what="the cancelled request to be given up")
+
+
+def test_fresh_is_asked_for(answers: Answers) -> None:
+    async def ask() -> None:
+        async with superduper_client.aconnect(answers.url) as client:
+            docs = client["main"]["docs"]
+            assert await docs.find_one({"a": 1}, fresh=True) is None
+            assert [row async for row in docs.find({"a": 1}, fresh=True)] == []
+            assert await docs.find_one({"a": 1}) is None
+
+    nothing = result({"documents": []})
+    stream = Reply(200)
+    answers.replies = [result({"database": "main"}), nothing, stream, nothing]
+    asyncio.run(ask())
+    assert [asked.document["fresh"] for asked in answers.asked[1:]] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("other", "ours"),
+    [
+        (Collection, AsyncCollection),
+        (superduper.collection.Database, AsyncDatabase),
+        (Model, AsyncModel),
+        (Imputation, AsyncImputation),
+        (PredictionJob, AsyncPredictionJob),
+    ],
+)
+def test_nothing_is_missing(other: type[Any], ours: type[Any]) -> None:
+    names = {name for name in dir(other) if not name.startswith("_")}
+    assert names - set(dir(ours)) == set()
+    for name in names:
+        theirs, mine = getattr(other, name), getattr(ours, name)
+        if callable(theirs):
+            assert mine.__doc__, name
+            assert [*signature(mine).parameters] == [*signature(theirs).parameters], name
+
+
+def test_what_runs_beside(server: Server, database: Database[Any]) -> None:
+    async def work() -> None:
+        async with superduper_client.aconnect(server.url) as client:
+            assert await client[database.name].list_collection_names() == []
+            docs = client[database.name]["docs"]
+            await docs.insert_many([{"_id": n, "n": n} for n in range(5)])
+            assert (await docs.update_one({"_id": 1}, {"$set": {"n": 10}})).modified_count == 1
+            assert (await docs.update_many({}, {"$inc": {"n": 1}})).matched_count == 5
+            assert (await docs.replace_one({"_id": 4}, {"m": 1})).modified_count == 1
+            assert (await docs.delete_one({"_id": 4})).deleted_count == 1
+            assert (await docs.delete_many({"n": 11})).deleted_count == 1
+            assert [row["name"] for row in await docs.list("model")] == ["double", "slow", "spell"]
+            made = await docs.create_function("treble", lambda n: n * 3)
+            assert made["version"] == 1
+            await docs.delete("function", "treble")
+            with pytest.raises(NotFound, match="treble"):
+                await docs.show("function", "treble")
+            model = docs.model("double")
+            assert await model.predict(2) == 4
+            assert (await model.explain(2))["value"] == 4
+            rows = await model.predict_documents({"n": {"$gte": 3}}, key="n")
+            assert [row["value"] for row in rows] == [6, 8]
+            assert [each async for each in docs.model("spell").stream("abc")] == ["a", "b", "c"]
+            job = await model.predict_later([1, 2])
+            assert await job.status() == "queued" and job.id in str(await docs.jobs())
+            await job.cancel()
+            with pytest.raises(UserCodeError, match="cancelled"):
+                [row async for row in job.rows()]
+            watcher = await docs.create_watcher("doubled", "double", "n")
+            assert (await watcher.show())["kind"] == "watcher"
+            assert await watcher.pause() is watcher and await watcher.status() == "paused"
+            assert (await docs.imputation("doubled")).name == "doubled"
+            assert [row["document"] async for row in watcher.documents("pending", page=2)] == [
+                0, 2, 3,
+            ]  # fmt: skip
+            await watcher.delete()
+            with pytest.raises(NotFound, match="doubled"):
+                await docs.imputation("doubled")
+
+    asyncio.run(work())
+
+
+def test_who_stops_waiting_leaves_no_thread_behind(server: Server, database: Database[Any]) -> None:
+    async def work() -> None:
+        async with superduper_client.aconnect(server.url) as client:
+            docs = client[database.name]["docs"]
+            await docs.insert_one({"n": 1})
+            watcher = await docs.create_watcher("doubled", "double", "n")  # and nobody works
+            waiting = [asyncio.create_task(watcher.wait(progress=False)) for _ in range(40)]
+            assert await docs.count_documents({}) == 1
+            assert await docs.model("double").predict(1) == 2, "others are not kept waiting"
+            for task in waiting:
+                task.cancel()
+            ended = await asyncio.gather(*waiting, return_exceptions=True)
+            assert {type(each) for each in ended} == {asyncio.CancelledError}
+            slow = asyncio.create_task(docs.model("slow").predict(30.0))
+            while server.backend.core.count == 0:
+                await asyncio.sleep(0.01)
+            slow.cancel()
+            async for piece in docs.model("spell").stream("abcdef"):
+                assert piece == "a"
+                break
+
+    asyncio.run(work())
+    until(lambda: server.backend.core.count == 0, what="the cancelled request to be given up")
+    until(lambda: not ours(), what="the client's threads to end")
+
+
+def ours() -> list[str]:
+    names = [thread.name for thread in threading.enumerate()]
+    return [name for name in names if name.startswith("superduper-client")]
