@@ -1,14 +1,17 @@
 """A person who changes a value that we filled makes it theirs: its provenance is taken away.
 
 Without provenance a value is never replaced, and a fit may learn from it. Another value is told by
-its hash. The same value, set again by a person as a confirmation, is told by a change that touches
-the field and not its provenance. Each correction is noted before the provenance goes, in
-`superduper.corrections`: a worker that is killed in between notes the same once more.
+its hash. The same value, set again by a person as a confirmation, is told by a change that sets it
+and touches not its provenance. That the field was touched would not do: a value that a person set
+and took away again may have been filled by now with what had been computed before.
+
+Each correction is noted before the provenance goes, in `superduper.corrections`: a worker that is
+killed in between notes the same once more.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from bson.raw_bson import RawBSONDocument
 from pymongo import UpdateOne
@@ -25,6 +28,13 @@ NAME = "superduper.corrections"
 SECOND = 1000
 
 
+class Touch(NamedTuple):
+    """A person's write to a field that we fill: when (ms), and the values, if they were small."""
+
+    at: int
+    values: Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class Correction:
     """A value that we filled and a person made theirs, and the update that leaves it to them."""
@@ -39,11 +49,11 @@ class Correction:
 def corrections_in(
     record: ImputationRecord,
     documents: Iterable[RawBSONDocument],
-    touched: Mapping[bytes, int] | None = None,
+    touched: Mapping[bytes, Touch] | None = None,
 ) -> list[Correction]:
     """The values of an imputation's that people have made theirs.
 
-    `touched` has the time at which a person last wrote the field, by `key_of` the document.
+    `touched` tells how a person last wrote the field, by `key_of` the document.
     """
     found = []
     for document in documents:
@@ -51,8 +61,8 @@ def corrections_in(
             fill = fill_of(document, path)
             if fill is None or fill.get("imputation") != record.name:
                 continue
-            at = touched.get(key_of(document["_id"])) if touched else None
-            how = _corrected(document, path, fill, at)
+            touch = touched.get(key_of(document["_id"])) if touched else None
+            how = _corrected(document, path, fill, touch)
             if how is not None:
                 release = _release(document, path, fill)
                 found.append(Correction(document["_id"], path, fill, how, release))
@@ -60,17 +70,19 @@ def corrections_in(
 
 
 def _corrected(
-    document: Mapping[str, Any], path: str, fill: Mapping[str, Any], touched_at: int | None
+    document: Mapping[str, Any], path: str, fill: Mapping[str, Any], touch: Touch | None
 ) -> Literal["changed", "confirmed"] | None:
     value = paths.get(document, path)
     if value is paths.MISSING:
         return None
     if value_hash(value) != fill["value"]:
         return "changed"
-    if touched_at is None:
+    if touch is None:
         return None
+    if path in touch.values and value_hash(touch.values[path]) != fill["value"]:
+        return None  # it was another one, which is gone
     # A server that tells no milliseconds tells the second that had begun.
-    latest = touched_at if touched_at % SECOND else touched_at + SECOND - 1
+    latest = touch.at if touch.at % SECOND else touch.at + SECOND - 1
     return "confirmed" if fill.get("at", 0) <= latest else None
 
 

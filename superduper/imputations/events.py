@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from superduper.fields.paths import overlap
+from superduper.imputations.corrections import Touch
 from superduper.imputations.failures import key_of
 from superduper.imputations.imputation import ImputationRecord
 from superduper.imputations.provenance import BASE, FILL, fill_path
@@ -51,8 +52,8 @@ class Call:
 
     record: ImputationRecord
     ids: Sequence[Any]
-    #: When a person wrote a field that we fill, by `key_of` the document.
-    touched: Mapping[bytes, int]
+    #: The last time that a person wrote a field that we fill, by `key_of` the document.
+    touched: Mapping[bytes, Touch]
     deleted: Sequence[Any]
 
     def __bool__(self) -> bool:
@@ -67,7 +68,7 @@ def call_of(
 ) -> Call:
     """What these changes ask of an imputation, whose values come from others in `sources`."""
     ids: dict[bytes, Any] = {}
-    touched: dict[bytes, int] = {}
+    touched: dict[bytes, Touch] = {}
     deleted: list[Any] = []
     for change in changes:
         if change.kind == "delete":
@@ -76,7 +77,7 @@ def call_of(
             key = key_of(change.id)
             ids[key] = change.id
             if touched_by_person(record, change):
-                touched[key] = change.cluster_time_ms
+                touched[key] = Touch(change.cluster_time_ms, change.values)
     return Call(record, list(ids.values()), touched, deleted)
 
 

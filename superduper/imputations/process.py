@@ -14,7 +14,7 @@ from bson.raw_bson import RawBSONDocument
 from pymongo.collection import Collection
 from pymongo.database import Database
 
-from superduper.imputations.corrections import Correction, Corrections, corrections_in
+from superduper.imputations.corrections import Correction, Corrections, Touch, corrections_in
 from superduper.imputations.decide import RAW, Work, decide, read_as, split_outputs
 from superduper.imputations.events import Echoes
 from superduper.imputations.failures import (
@@ -114,7 +114,7 @@ class Filler:
         return self.graph.projection(self.record)
 
     def fill_ids(
-        self, document_ids: Sequence[Any], touched: Mapping[bytes, int] | None = None
+        self, document_ids: Sequence[Any], touched: Mapping[bytes, Touch] | None = None
     ) -> None:
         """Bring these documents up to date.
 
@@ -125,7 +125,7 @@ class Filler:
     def prepare_ids(
         self,
         document_ids: Sequence[Any],
-        touched: Mapping[bytes, int] | None = None,
+        touched: Mapping[bytes, Touch] | None = None,
         look: Look | None = None,
         held_up: Callable[[], None] | None = None,
     ) -> Prepared:

@@ -1,4 +1,4 @@
-"""Follow one collection's changes: ids and names of fields, never whole documents.
+"""Follow one collection's changes: ids, names of fields and small values, never whole documents.
 
 The stream is a hint, the collection is the truth: a reader takes ids from here and reads the
 documents afresh. A token is saved after the work for a batch is done; when the history between a
@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from bson.datetime_ms import DatetimeMS
@@ -25,9 +25,10 @@ RESUMABLE_LABEL = "ResumableChangeStreamError"
 BEHIND_SECONDS = 5.0
 KINDS = ("insert", "replace", "update", "delete")
 
-NAMES = {
-    "$map": {"input": {"$objectToArray": "$updateDescription.updatedFields"}, "in": "$$this.k"}
-}
+#: What an update set is told with its values if it is smaller than this, else by names alone.
+SMALL_BYTES = 4096
+SET = "$updateDescription.updatedFields"
+NAMES = {"$map": {"input": {"$objectToArray": SET}, "in": "$$this.k"}}
 # One new document for each event: on the embedded store half the cost of a `$project`.
 PIPELINE: tuple[dict[str, Any], ...] = (
     {
@@ -37,7 +38,7 @@ PIPELINE: tuple[dict[str, Any], ...] = (
             "key": "$documentKey._id",
             "at": "$wallTime",
             "cluster": "$clusterTime",
-            "updated": NAMES,
+            "updated": {"$cond": [{"$lt": [{"$bsonSize": SET}, SMALL_BYTES]}, SET, NAMES]},
             "removed": "$updateDescription.removedFields",
             "cut": "$updateDescription.truncatedArrays.field",
         }
@@ -66,6 +67,8 @@ class Change:
     cluster_time_ms: int
     #: Those of them that were removed.
     removed: frozenset[str] = frozenset()
+    #: What a small update set, by dotted name.
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Changes:
@@ -231,7 +234,9 @@ class Changes:
         wall = event.get("at")
         at = int(DatetimeMS(wall)) if wall else event["cluster"].time * 1000
         removed = frozenset(event.get("removed") or ())
-        return Change(event["key"], kind, _touched(event), at, removed)
+        updated = event.get("updated")
+        values = updated if isinstance(updated, Mapping) else {}
+        return Change(event["key"], kind, _touched(event), at, removed, values)
 
     def _refuse_lost(self, error: OperationFailure) -> None:
         """Raise HistoryLost if the error means that the token is of no use any more.

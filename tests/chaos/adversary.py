@@ -150,7 +150,12 @@ class Adversary:
         names = self._database.list_collection_names
         with self.place.world:
             for old, new in (("docs", "aside"), ("aside", "docs")):
-                self._insist(lambda o=old, n=new: o not in names() or self._database[o].rename(n))
+                # An insert that was given up and repeated may have made "docs" again meanwhile.
+                self._insist(
+                    lambda o=old, n=new: (
+                        o not in names() or self._database[o].rename(n, dropTarget=True)
+                    )
+                )
 
     def _insist(self, act: Callable[[], Any]) -> None:
         """Do what must be done, as often as the store fails to answer."""

@@ -6,7 +6,7 @@ import pytest
 from filling import Filling, record_of
 from pymongo.database import Database
 
-from superduper.imputations.corrections import Corrections, prepare
+from superduper.imputations.corrections import Corrections, Touch, prepare
 from superduper.imputations.failures import key_of
 from superduper.imputations.fill import Written
 from superduper.imputations.fit_documents import documents
@@ -32,7 +32,7 @@ def test_changed_and_confirmed_values_are_listed(
 ) -> None:
     filling.docs.update_one({"_id": 0}, {"$set": {"y": "mine"}})
     filling.docs.update_one({"_id": 1}, {"$set": {"y": "of 1"}})
-    filling.filler.fill_ids([0, 1], {key_of(1): filling.now + 1000})
+    filling.filler.fill_ids([0, 1], {key_of(1): Touch(filling.now + 1000, {"y": "of 1"})})
     assert corrections.count() == 2
     rows = {row["document"]: row for row in corrections.latest(10)}
     assert {key: row["how"] for key, row in rows.items()} == {0: "changed", 1: "confirmed"}
@@ -40,6 +40,22 @@ def test_changed_and_confirmed_values_are_listed(
     assert rows[0]["at"] > rows[0]["filled_at"]
     assert all("_fill" not in each for each in filling.docs.find({"_id": {"$in": [0, 1]}}))
     assert filling.counters.take()["corrected"] == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "confirmed"), [({"y": "of 1"}, 1), ({"y": "mine"}, 0), ({}, 1)], ids=repr
+)
+def test_only_the_value_that_is_there_is_confirmed(
+    filling: Filling, corrections: Corrections, values: dict[str, Any], confirmed: int
+) -> None:
+    """A person's value may have been taken away, and the field filled, before we hear of it.
+
+    That fill may have been computed before the person wrote. Without the values time must do.
+    """
+    filling.filler.fill_ids([1], {key_of(1): Touch(filling.now + 1000, values)})
+    assert corrections.count() == confirmed
+    [document] = filling.docs.find({"_id": 1})
+    assert ("_fill" not in document) is bool(confirmed)
 
 
 def test_a_correction_is_listed_once_though_its_worker_is_killed(

@@ -8,6 +8,7 @@ from filling import record_of
 from pymongo.database import Database
 
 from superduper.imputations import failures, turn
+from superduper.imputations.corrections import Touch
 from superduper.imputations.decide import RAW
 from superduper.imputations.events import Call
 from superduper.imputations.failures import Case, Failures, key_of
@@ -28,7 +29,7 @@ def docs(database: Database[Any]) -> Any:
 
 
 def call(record: ImputationRecord, *ids: int, touched: bool = False) -> Call:
-    return Call(record, list(ids), {b"": 1} if touched else {}, [])
+    return Call(record, list(ids), {b"": Touch(1, {})} if touched else {}, [])
 
 
 def turn_of(docs: Any, *calls: Call) -> Turn:

@@ -148,6 +148,9 @@ EXPRESSIONS: dict[str, Callable[[Any], Any]] = {
     "$and": all,
     "$in": lambda pair: any(same(pair[0], each) for each in pair[1]),
     "$type": type_name,
+    "$ifNull": lambda pair: next(each for each in pair if each is not MISSING and each is not None),
+    "$max": lambda many: max(each for each in many if each is not MISSING),
+    "$gte": lambda pair: pair[0] >= pair[1],
     "$mergeObjects": _merged,
 }
 
@@ -157,7 +160,9 @@ def updated(document: Mapping[str, Any], update: Any) -> Doc:
     after: Doc = bson.decode(bson.encode(document))
     if isinstance(update, list):
         for stage in update:
-            after = bson.decode(bson.encode(evaluate(stage["$replaceWith"], after)))
+            [(name, operand)] = stage.items()
+            made = evaluate(operand, after)
+            after = bson.decode(bson.encode({**after, **made} if name == "$set" else made))
         return after
     unknown = set(update) - {"$set", "$unset", "$setOnInsert"}
     if unknown:
@@ -276,9 +281,9 @@ class MemoryCollection:
             done.modified_count += bson.encode(before) != bson.encode(after)
         if upsert and not keys:
             plain = {k: v for k, v in filter.items() if not isinstance(v, Mapping)}
-            new = updated(
-                plain, {"$set": {**update.get("$setOnInsert", {}), **update.get("$set", {})}}
-            )
+            if not isinstance(update, list):
+                update = {"$set": {**update.get("$setOnInsert", {}), **update.get("$set", {})}}
+            new = updated(plain, update)
             self.memory.written(self.name, None, new)
             self.documents[self.memory.tick()] = new
 

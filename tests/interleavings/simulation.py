@@ -15,6 +15,7 @@ from typing import Any
 import bson
 from greenlet import getcurrent, greenlet
 
+from superduper.imputations.corrections import Touch
 from superduper.imputations.events import Echoes
 from superduper.imputations.failures import key_of
 from superduper.imputations.imputation import ImputationRecord
@@ -27,7 +28,7 @@ from tests.interleavings.memory import MemoryDatabase
 Doc = dict[str, Any]
 VERSIONS = (1, 2, 3)
 INPUTS: tuple[Any, ...] = (1, 2.0, "a", None, [1], [[1], 2], {"$gt": 1}, {"a": 1})
-PERSONS = ("set", "set", "unset", "x", "x", "replace", "save", "strip", "delete", "insert")
+PERSONS = ("set", "set", "unset", "x", "x", "replace", "save", "strip", "delete", "insert", "doubt")
 RECORD = ImputationRecord(
     collection="docs",
     name="imputation",
@@ -75,7 +76,7 @@ class Interleaving:
         self.persons_write = False
         #: What a person wrote last, while it must stand.
         self.persons: Any = None
-        self.touched: int | None = None
+        self.touched: Touch | None = None
         self.counts: Counter[str] = Counter()
         self.told: list[str] = []
 
@@ -159,6 +160,8 @@ class Interleaving:
             raise Violation(f"the simulation lost a person's value: {self.told}")
         if "y" in before and not is_ours(before, "y") and not _equal(before, after, "y"):
             raise Violation(f"a person's {before['y']!r} is {after.get('y')!r}: {self.told}")
+        if is_ours(before, "y") and "y" in after and fill_of(after, "y") is None:
+            raise Violation(f"a value of ours is taken for a person's: {self.told}")
         if _others(before) != _others(after):
             raise Violation(f"another field was changed: {self.told}")
         if not _equal(before, after, "y"):
@@ -192,6 +195,10 @@ class Interleaving:
         elif act == "unset":
             after.pop("y", None)
             self.persons = None
+        elif act == "doubt":  # sets a value and takes it away again
+            self.touched = Touch(self.database.tick(), {"y": self._own()})
+            after.pop("y", None)
+            self.persons = None
         elif act == "x":
             after["x"] = self.random.choice(INPUTS)
         elif act == "replace":
@@ -206,8 +213,8 @@ class Interleaving:
             self.docs.documents.pop(0)
             self.persons = None
             return
-        if not _equal(document, after, "y"):
-            self.touched = self.database.tick()
+        if "y" in after and not _equal(document, after, "y"):
+            self.touched = Touch(self.database.tick(), {"y": after["y"]})
         self.docs.documents[0] = after
 
     def _insert(self) -> None:

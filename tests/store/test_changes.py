@@ -7,7 +7,7 @@ import pytest
 from bson import Binary, ObjectId
 from pymongo.errors import PyMongoError
 
-from superduper.store.changes import Changes, HistoryLost
+from superduper.store.changes import SMALL_BYTES, Changes, HistoryLost
 from superduper.store.embedded import attach
 from superduper.store.mongo import connect_mongo
 from tests.waiting import until
@@ -48,6 +48,16 @@ def test_kinds_ids_and_touched_fields(documents):
         (1, "delete", None),
     ]
     assert all(before - 2000 < change.cluster_time_ms < before + 10_000 for change in found)
+
+
+def test_small_values_are_told_and_large_ones_are_not(documents):
+    with Changes(documents) as changes:
+        documents.update_one({"_id": "there"}, {"$set": {"y": "mine", "d.e": [1]}})
+        documents.update_one({"_id": "there"}, {"$set": {"y": "m" * SMALL_BYTES}})
+        documents.update_one({"_id": "there"}, {"$unset": {"y": ""}})
+        found = drain(changes)
+    assert [change.values for change in found] == [{"y": "mine", "d.e": [1]}, {}, {}]
+    assert [change.touched for change in found] == [{"y", "d.e"}, {"y"}, {"y"}]
 
 
 def test_ids_of_every_kind(documents):
