@@ -14,6 +14,7 @@ NAMES = (
     "latency",
     "backfill",
     "memory",
+    "poison",
     "fit",
     "explain",
     "promotion",

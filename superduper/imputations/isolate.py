@@ -7,7 +7,9 @@ those that went well, so that a document that never ends costs seconds and not t
 """
 
 import math
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -16,6 +18,7 @@ from superduper.serving.host import Stuck
 
 Outcome = dict[str, Any]
 LEAST_SECONDS = 2.0
+REMEMBERED = 15
 SLACK = 20.0
 PARTS = 8
 PARTS_OF_SLOW = 64
@@ -35,27 +38,30 @@ class ModelUnusable(SuperduperError):
 
 
 class Patience:
-    """How long a prediction of `count` values may take; at most `limit_seconds`."""
+    """How long a prediction of `count` values may take; at most `limit_seconds`.
+
+    The usual pace is the median of the last few, so that one that had to wait (for a process that
+    started, or for others) says nothing about the next.
+    """
 
     def __init__(self, limit_seconds: float) -> None:
         self.limit_seconds = limit_seconds
-        self._slowest: float | None = None
+        self._paces: deque[float] = deque(maxlen=REMEMBERED)
 
     def seconds(self, count: int, attempt: int = 1) -> float:
         """The time allowed; later attempts get more, the third all there is."""
-        if self._slowest is None or attempt >= 3:
+        if not self._paces or attempt >= 3:
             return self.limit_seconds
-        wanted = SLACK * attempt * self._slowest * count
+        wanted = SLACK * attempt * self.expected(count)
         return min(self.limit_seconds, max(LEAST_SECONDS * attempt, wanted))
 
     def expected(self, count: int) -> float:
         """How many seconds a prediction may well take, by those that went well; inf: no idea."""
-        return math.inf if self._slowest is None else self._slowest * count
+        return statistics.median(self._paces) * count if self._paces else math.inf
 
     def learn(self, count: int, seconds: float) -> None:
         """Take note of a prediction that went well."""
-        each = seconds / max(count, 1)
-        self._slowest = each if self._slowest is None else max(each, 0.9 * self._slowest)
+        self._paces.append(seconds / max(count, 1))
 
 
 class BatchSize:

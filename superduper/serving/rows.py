@@ -27,11 +27,10 @@ class Pieces(list[Any]):
 
 def plain(output: Any) -> Any:
     """The output with numbers of any library made Python's, tuples and what yields made lists."""
-    if isinstance(output, Iterator):
-        output = list(output)
     if isinstance(output, Mapping):
         return {str(key): plain(value) for key, value in output.items()}
-    if isinstance(output, tuple | list):
+    # One by one: `list` of what never ends would not let it be told whose output that is.
+    if isinstance(output, tuple | list | Iterator):
         return [plain(value) for value in output]
     is_single = getattr(output, "shape", None) == () and hasattr(output, "item")
     return output.item() if is_single else output

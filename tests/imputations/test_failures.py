@@ -299,7 +299,7 @@ class TestPoison:
             assert counters["TimedOut"] >= 3
         assert watching.document("scanned die")["y"] == "fine good"
 
-    @pytest.mark.parametrize("kind", ["hang", "loop"])
+    @pytest.mark.parametrize("kind", ["hang", "loop", "endless"])
     def test_who_does_not_end_is_named(self, database: Database[Any], kind: str) -> None:
         """It costs one wait, that was its attempt, and the others are done in two batches."""
         watching = Watching(database)
@@ -382,6 +382,9 @@ def test_patience_is_learned_and_limited() -> None:
     assert patience.seconds(1000) == 30.0
     assert patience.seconds(1, attempt=2) == 4.0
     assert patience.seconds(1, attempt=3) == 30.0
+    patience.learn(10, 0.1)
+    patience.learn(1, 25.0)  # it waited for another's model to start
+    assert patience.seconds(100) == pytest.approx(20.0)
 
 
 def test_what_killed_one_version_is_tried_by_itself_with_the_next(database: Database[Any]) -> None:
