@@ -10,6 +10,7 @@ train.log, metrics.csv, metrics.jsonl, tensorboard/
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
-from superduper.errors import InvalidInput, NotFound
+from superduper.errors import InvalidInput, NotFound, NotReady
 from superduper.training.weights import copy_of_state, weights_hash
 
 
@@ -130,10 +131,30 @@ def runs_in(root: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under another name, flush it to disk, then rename it."""
+    """Write a file under another name, flush it to disk, then rename it.
+
+    Raises NotReady if it fails, for want of space say; what was there before is whole.
+    """
     unfinished = path.with_name(f".{path.name}.unfinished")
-    with unfinished.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    with written(path):
+        try:
+            with unfinished.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+        except OSError:
+            unfinished.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Raise NotReady, with what to do, if a file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise NotReady(
+            f"{path} could not be written: {error}; what was there before is whole: make room and "
+            "try again (a training goes on from its newest checkpoint)"
+        ) from error

@@ -11,7 +11,7 @@ from typing import Any
 
 from superduper.training.event_file import EventFile
 from superduper.training.ranking import is_better, is_cost
-from superduper.training.run_folder import write_whole
+from superduper.training.run_folder import write_whole, written
 
 Row = dict[str, Any]
 
@@ -68,16 +68,19 @@ class JsonLines:
         if path.exists():
             kept = [line for line in path.read_bytes().splitlines() if _is_before(line, from_step)]
             write_whole(path, b"".join(line + b"\n" for line in kept))
+        self._path = path
         self._file = path.open("a", encoding="utf-8")
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Add a row."""
-        self._file.write(json.dumps(finite(row)) + "\n")
-        self._file.flush()
+        with written(self._path):
+            self._file.write(json.dumps(finite(row)) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Nothing more is added."""
-        self._file.close()
+        with written(self._path):
+            self._file.close()
 
 
 def _is_before(line: bytes, step: int) -> bool:
@@ -123,13 +126,15 @@ class TensorBoard:
 
     def add(self, level: str, scalars: Mapping[str, float], step: int) -> None:
         """Add values of a level by tag."""
-        if level not in self._files:
-            done = self._step if level == self.STEPS else self._epoch
-            self._files[level] = EventFile(self.folder / level, from_step=done + 1)
-        self._files[level].add(scalars, step)
+        with written(self.folder / level):
+            if level not in self._files:
+                done = self._step if level == self.STEPS else self._epoch
+                self._files[level] = EventFile(self.folder / level, from_step=done + 1)
+            self._files[level].add(scalars, step)
 
     def close(self) -> None:
         """Nothing more is added."""
-        for file in self._files.values():
-            file.close()
+        with written(self.folder):
+            for file in self._files.values():
+                file.close()
         self._files.clear()

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from superduper.errors import InUse, InvalidInput
+from superduper.errors import InUse, InvalidInput, NotReady
 from superduper.training.configs import Config, differences
 from superduper.training.hashes import data_hash, model_hash, structure_hash
 from superduper.training.run_folder import RunFolder, load_epoch
@@ -93,7 +93,10 @@ class RunRecord:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         logger.info("training %s: %s: %s", status, type(error).__name__, error)
         text = {"type": type(error).__name__, "message": str(error)}
-        self._end(status, history, error=text)
+        try:
+            self._end(status, history, error=text)
+        except NotReady as unwritten:
+            error.add_note(f"The run's record does not tell of it: {unwritten.message}")
 
     def _end(self, status: str, history: Sequence[Row], **fields: Any) -> None:
         rows = [finite(row) for row in history]

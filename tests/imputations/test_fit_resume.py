@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from superduper.training.checkpoints import Checkpoints
 from superduper.training.policies import EarlyStopping, Policy
 from tests.imputations.fitting import Fitting, points
 from tests.imputations.test_fit_training import InTurn, TwoLayers
+from tests.small_disk import small_disk
 from tests.waiting import until
 
 Start = Callable[[], "subprocess.Popen[bytes]"]
@@ -255,6 +257,38 @@ def test_a_full_disk_is_told_of_and_the_checkpoint_before_stays(
     job.succeed({})
     found = kept.fetch("j", OF, tmp_path)
     assert found is not None and found.step == 4
+
+
+def test_a_disk_that_fills_up_in_a_fit_costs_it_nothing(
+    fitting: Fitting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Fill(Policy):
+        """Fills the disk that the fit's process has its files on, until there is a larger one."""
+
+        def __init__(self, there_is_room: str) -> None:
+            self.there_is_room = there_is_room
+
+        def step_finished(self, step: int) -> None:
+            if step == 6 and not os.path.exists(self.there_is_room):
+                with open("filler", "wb") as file, contextlib.suppress(OSError):
+                    while True:
+                        file.write(bytes(65_536))
+
+    monkeypatch.setenv("SUPERDUPER_CHECKPOINT_SECONDS", "0")
+    there_is_room = tmp_path / "room"
+    fitting.register_all(model=Unhurried())
+    fitting.register("policy", "fill", Fill(str(there_is_room)))
+    record = fitting.declare(policies=("fill",), max_epochs=3)
+    job = fitting.claim(record)
+    with small_disk(tmp_path / "disk", 40) as disk:
+        monkeypatch.setattr(tempfile, "tempdir", str(disk.path))
+        monkeypatch.setenv("SUPERDUPER_CACHE", str(disk.path / "cache"))
+        with pytest.raises(NotReady, match="could not be saved.*No space left on device"):
+            fit(job, fitting.work)
+        there_is_room.touch()
+        run = fitting.work.runs.get(fit(job, fitting.work)["run"])
+    job.succeed({})
+    assert run["status"] == "succeeded" and 1 <= run["resumed_from"]["step"] <= 6
 
 
 class _Engine:

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from superduper.store.servers import answers
+from tests.small_disk import small_disk as on_small_disk
 from tests.waiting import until
 
 ATTACH = """
@@ -106,13 +107,8 @@ def store(tmp_path: Path) -> Iterator[StoreFolder]:
 @pytest.fixture
 def small_disk(store: StoreFolder) -> Iterator[Callable[[], object]]:
     """Puts the store on a disk of 25 MB; called, it makes that larger."""
-    store.path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=25m", "tmpfs", str(store.path)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("may not mount a small disk")
-    resize = ["mount", "-o", "remount,size=200m", str(store.path)]
-    yield lambda: subprocess.run(resize, check=True)
-    subprocess.run(["umount", "-l", str(store.path)], check=True)
+    with on_small_disk(store.path, 25) as disk:
+        yield lambda: disk.grow(200)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from superduper.training.policies import EarlyStopping, Policy
 from superduper.training.streams import Infinite
 from superduper.training.torch_model import TorchModel
 from superduper.training.train import train_model
+from tests.small_disk import small_disk
 
 STEPS = N_EPOCHS * N_ITERS
 
@@ -173,16 +174,14 @@ def test_a_checkpoint_of_other_data_is_refused_with_both_hashes(tmp_path: Path) 
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(
-    tmp_path: Path, straight: tuple[str, Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, straight: tuple[str, Any]
 ) -> None:
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(NotReady, match="No space left on device.*make room and train again"):
-        train(tmp_path, N_ITERS + 2, lambda: monkeypatch.setattr(os, "fsync", full))
-    assert os.listdir(tmp_path) == [f"checkpoint-{N_ITERS}"]
-    monkeypatch.undo()
-    assert train(tmp_path) == straight
+    with small_disk(tmp_path / "disk", 1) as disk:
+        with pytest.raises(NotReady, match="No space left on device.*make room and train again"):
+            train(disk.path, N_ITERS + 2, disk.fill)
+        assert [path.name for path in disk.path.glob("*-*")] == [f"checkpoint-{N_ITERS}"]
+        disk.free()
+        assert train(disk.path) == straight
 
 
 def test_a_source_that_cannot_go_back_is_told_of(

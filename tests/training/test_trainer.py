@@ -17,12 +17,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from trained import Classifier, config, data, parts
 
 from superduper import training as model_suite
-from superduper.errors import InUse, InvalidInput, UserCodeError
-from superduper.training.checkpoints import Checkpoints
+from superduper.errors import InUse, InvalidInput, NotReady, UserCodeError
 from superduper.training.event_file import read_scalars
 from superduper.training.hashes import model_hash
 from superduper.training.policies import Policy, StopRun
 from superduper.training.stops import LossStop
+from tests.small_disk import small_disk
 
 
 def rows(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -479,23 +479,32 @@ def test_an_interrupt_during_validation_is_heeded(tmp_path: Path) -> None:
     assert train(None)["epochs"] == 3
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("at", [6, 10, 12, 15])
+def test_a_full_disk_is_told_of_and_the_run_goes_on_when_there_is_room(
+    tmp_path: Path, at: int
 ) -> None:
-    straight = model_suite.Trainer(**parts(), config=config(tmp_path / "a")).train()
-    saved = Checkpoints.save
+    class Fill(Policy):
+        def step_finished(self, step: int) -> None:
+            if step == at and is_filling:
+                disk.fill()
 
-    def full(self: Checkpoints, step: int, *arguments: Any, **named: Any) -> Path:
-        if step == 10:
-            raise OSError(28, "No space left on device")
-        return saved(self, step, *arguments, **named)
+    def train(folder: Path) -> dict[str, Any]:
+        trainer = model_suite.Trainer(**parts(), config=config(folder), policies=[Fill()])
+        return trainer.train()
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", full)
-        with pytest.raises(OSError, match="No space left"):
-            model_suite.Trainer(**parts(), config=config(tmp_path / "b")).train()
-    resumed = model_suite.Trainer(**parts(), config=config(tmp_path / "b")).train()
+    is_filling = False
+    straight = train(tmp_path / "a")
+    with small_disk(tmp_path / "disk", 1) as disk:
+        with pytest.raises(
+            NotReady, match="No space left on device.*make room and (train|try) again"
+        ):
+            is_filling = True
+            train(disk.path)
+        disk.free()
+        is_filling = False
+        resumed = train(disk.path)
     assert resumed["final_hash"] == straight["final_hash"]
+    assert rows(resumed) == rows(straight)
 
 
 def test_bad_input_is_named(tmp_path: Path) -> None:
