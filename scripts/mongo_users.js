@@ -17,7 +17,7 @@ const in_ours = (actions, collections) =>
 const KEPT = [
   "artifacts", "artifacts.files", "artifacts.chunks", "checkpoints", "checkpoints.files",
   "checkpoints.chunks", "components", "corrections", "failures", "imputations",
-  "jobs", "layers", "predictions", "ranges", "runs", "tallies", "traffic", "watchers", "workers",
+  "forms", "jobs", "layers", "predictions", "ranges", "runs", "tallies", "traffic", "watchers", "workers",
 ];
 
 const ROLES = {

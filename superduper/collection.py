@@ -208,11 +208,16 @@ class Collection:
         preprocess: Callable[..., Any] | None = None,
         postprocess: Callable[..., Any] | None = None,
         sample: Any = None,
+        form: str | None = None,
     ) -> dict[str, Any]:
-        """Register a model; with a `sample` input it is tried out and its output noted."""
+        """Register a model; with a `sample` input it is tried out and its output noted.
+
+        `form` ("bf16", "int8", "onnx", "compiled", or "auto" for the fastest) has servers answer
+        with a faster form if it agrees on the sample; see `Model.set_form`.
+        """
         parts = {"object": object, "preprocess": preprocess, "postprocess": postprocess}
         return self._register(
-            "model", name, parts, sample=encode(sample), has_sample=sample is not None
+            "model", name, parts, sample=encode(sample), has_sample=sample is not None, form=form
         )
 
     def create_loss(self, name: str, object: Callable[..., Any]) -> dict[str, Any]:
@@ -245,7 +250,8 @@ class Collection:
             rows = self._send(commands.ListImputations)
             return Table(rows, ("name", "status", "model", "model_key", "target_key", "active"))
         rows = self._send(commands.ListComponents, kind=kind)
-        return Table(rows, ("name", "live", "latest", "type", "created_at", "created_by"))
+        form = ("form",) if kind == "model" else ()
+        return Table(rows, ("name", "live", "latest", "type", *form, "created_at", "created_by"))
 
     def show(self, kind: str, name: str, version: int | None = None) -> dict[str, Any]:
         """Everything about one component or imputation."""

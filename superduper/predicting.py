@@ -151,6 +151,39 @@ class Model(Predicting):
         """A version's output for a value, or for each of a list of values; else the live one's."""
         return outputs_of(self._predict(inputs_of(value), version), value)
 
+    def form(self) -> dict[str, Any]:
+        """The form that is wished for; `report` says which serves, and how each one tried did."""
+        return self._of_form(commands.ShowForm)
+
+    def set_form(
+        self,
+        form: str,
+        inputs: Sequence[Any] | None = None,
+        *,
+        tolerance: float = 0.01,
+        agreement: float | None = None,
+    ) -> dict[str, Any]:
+        """Have servers answer with a faster form, if it agrees with the plain one and is faster.
+
+        `form` is "bf16", "int8", "onnx" or "compiled"; "auto" takes the fastest that agrees,
+        "plain" is the way back. They are compared on `inputs` (at most 256; else on those given
+        before) and the sample of `create_model`. `tolerance` is the largest difference of two
+        numbers, as a part of the largest number in that place; `agreement` the share of inputs
+        whose labels must be the same (0.99): if told, rows of numbers are taken for scores, and the
+        place of the largest for a label. Answers as `form()`.
+        Raises InvalidInput if there is nothing to compare on.
+        """
+        wanted: dict[str, Any] = {"form": form, "tolerance": tolerance, "agreement": agreement}
+        if inputs is not None:
+            wanted["inputs"] = [encode(each) for each in inputs]
+        return self._of_form(commands.SetForm, **wanted)
+
+    def _of_form(self, command: type[commands.OnCollection], **fields: Any) -> dict[str, Any]:
+        found: dict[str, Any] = self._transport.send(
+            build(command, collection=self.collection, name=self.name, **fields)
+        )
+        return found
+
     def __repr__(self) -> str:
         return f"<Model {self.name!r} of {self.collection!r}>"
 

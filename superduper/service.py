@@ -7,7 +7,15 @@ from pymongo.database import Database
 
 from superduper import commands
 from superduper.command import Command
-from superduper.handlers import components, documents, imputations, jobs, predictions, traffic
+from superduper.handlers import (
+    components,
+    documents,
+    forms,
+    imputations,
+    jobs,
+    predictions,
+    traffic,
+)
 from superduper.handlers.context import Context
 from superduper.serving.model_hosts import ModelHosts
 from superduper.store.mongo import database_errors
@@ -47,6 +55,7 @@ HANDLERS: dict[type[Command], Handler] = {
     commands.PredictImputation: predictions.predict_imputation,
     commands.PredictDocuments: predictions.predict_documents,
     commands.ShowTraffic: traffic.show,
+    commands.ShowForm: forms.show,
     commands.PredictLater: predictions.predict_later,
     commands.ListOutputs: predictions.outputs,
     commands.ExplainPrediction: predictions.explain,
@@ -61,6 +70,7 @@ HANDLERS: dict[type[Command], Handler] = {
 AUTHORED: dict[type[Command], AuthoredHandler] = {
     commands.RegisterComponent: components.register,
     commands.SetTraffic: traffic.set_traffic,
+    commands.SetForm: forms.set_form,
     commands.CreateImputation: imputations.create,
     commands.CreateWatcher: imputations.create_watcher,
     commands.PromoteVersion: imputations.promote,

@@ -7,7 +7,15 @@ import click
 
 import superduper as package
 from superduper.errors import MissingExtra, SuperduperError
-from superduper_server import cli_admin, cli_audit, cli_keys, cli_run, cli_show, cli_traffic
+from superduper_server import (
+    cli_admin,
+    cli_audit,
+    cli_form,
+    cli_keys,
+    cli_run,
+    cli_show,
+    cli_traffic,
+)
 
 # Which extra brings a module that is missing.
 EXTRAS = {
@@ -64,5 +72,6 @@ for _command in (
     cli_keys.key,
     cli_audit.audit,
     cli_traffic.traffic,
+    cli_form.form,
 ):
     superduper.add_command(_command)

@@ -61,6 +61,30 @@ _TRAFFIC = {
     "set_at": _AT,
     "set_by": "k3x9",
 }
+_FORM = {
+    "form": "auto",
+    "tolerance": 0.02,
+    "agreement": None,
+    "set_at": _AT,
+    "set_by": "k3x9",
+    "report": {
+        "asked": "auto",
+        "serves": "bf16",
+        "why": None,
+        "inputs": 20,
+        "on": "server-1",
+        "tried": [
+            {
+                "form": "bf16",
+                "why": None,
+                "difference": 0.0054,
+                "same": None,
+                "speedup": 1.8,
+                "speedups": {"1": 0.85, "64": 3.8},
+            }
+        ],
+    },
+}
 _BYTES = {"$binary": {"base64": "gASV...", "subType": "00"}}
 _INPUTS = {"inputs": [[0.1, 0.2], [0.3, 0.4]]}
 _OUTPUTS = {"outputs": ["cat", "dog"], "version": 3, "confidence": [0.98, 0.71]}
@@ -179,6 +203,8 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
         _TRAFFIC,
     ),
     "ShowTraffic": (None, _TRAFFIC),
+    "SetForm": ({"form": "auto", "tolerance": 0.02}, _FORM),
+    "ShowForm": (None, _FORM),
     "StreamPrediction": (
         {"input": "Once upon a time"},
         'event: piece\ndata: "there"\n\nevent: end\ndata: {"pieces": 1, "version": 3}\n\n',

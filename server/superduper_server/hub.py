@@ -24,6 +24,7 @@ from superduper.imputations.hosting import open_hosts
 from superduper.jobs.channel import Message
 from superduper.serving.hosts import Hosts
 from superduper.store.artifacts import ArtifactStore
+from superduper.store.forms import Forms
 from superduper.store.registry import Registry
 from superduper.store.signing import Keyring
 from superduper_server.connections import ALL
@@ -279,4 +280,4 @@ def make_hub(
         "tls": tls,
     }
     registry = Registry(database, ArtifactStore(database, Keyring.open()))
-    return Hub(open_hosts(registry), listen(host, port), told, processes)
+    return Hub(open_hosts(registry, Forms(database).of), listen(host, port), told, processes)

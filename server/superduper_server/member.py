@@ -177,6 +177,8 @@ class Member:
             "ask": self._ask,
             "states": lambda fields: [state.to_document() for state in self._hosts.states()],
             "is_loaded": lambda fields: self._hosts.is_loaded(fields["id"]),
+            "reload": lambda fields: self._hosts.reload(self._component(fields)),
+            "follow": lambda fields: self._hosts.follow(self._component(fields)),
             "unload": lambda fields: self._hosts.unload(fields["id"]),
         }
         handler = handlers.get(name)
@@ -186,7 +188,9 @@ class Member:
 
     def _predict(self, fields: Message) -> Message:
         component = self._component(fields)
-        outcomes = self._hosts.predict_alone(component, unpack_values(fields), fields["timeout"])
+        outcomes = self._hosts.predict_alone(
+            component, unpack_values(fields), fields["timeout"], plain=fields["plain"]
+        )
         return pack_outcomes(outcomes)
 
     def _ask(self, fields: Message) -> Message:

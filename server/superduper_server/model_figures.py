@@ -47,14 +47,51 @@ class ModelFigures:
         failed = CounterMetricFamily(
             "superduper_model_failed", "Requests that ended with an error.", labels=("model",)
         )
-        for state in self._hosts.states():
+        left = CounterMetricFamily(
+            "superduper_model_left_to_plain",
+            "Batches that a faster form of the model left to the plain one.",
+            labels=("model",),
+        )
+        states = self._hosts.states()
+        for state in states:
+            left.add_metric((state.id,), state.figures.left_to_plain)
             for stage, times in state.figures.stages.items():
                 stages.add_metric((state.id, stage), times.buckets(), times.total)
             rows.add_metric((state.id,), state.figures.rows.buckets(), state.figures.rows.total)
             waiting.add_metric((state.id,), state.waiting)
             memory.add_metric((state.id,), state.memory_mb << 20)
             failed.add_metric((state.id,), state.figures.failed)
-        yield from (stages, rows, waiting, memory, failed)
+        yield from (stages, rows, waiting, memory, failed, left, *_forms(states))
+
+
+def _forms(states: list[ModelState]) -> tuple[Metric, ...]:
+    """Of the models for which a faster form is wished: what serves, and how the forms did."""
+    serves = GaugeMetricFamily(
+        "superduper_model_form",
+        "1 for the form that serves, beside the one that is asked for.",
+        labels=("model", "asked", "serves"),
+    )
+    labels = ("model", "form")
+    difference = GaugeMetricFamily(
+        "superduper_model_form_difference",
+        "Largest difference of a form's numbers from the plain one's, as a part of the largest.",
+        labels=labels,
+    )
+    speedup = GaugeMetricFamily(
+        "superduper_model_form_speedup", "How many times as fast as the plain form.", labels=labels
+    )
+    for state in states:
+        if state.form is None:
+            continue
+        serves.add_metric((state.id, state.form["asked"], state.form["serves"]), 1)
+        for trial in state.form["tried"]:
+            for family, value in (
+                (difference, trial["difference"]),
+                (speedup, trial["speedup"]),
+            ):
+                if value is not None:
+                    family.add_metric((state.id, trial["form"]), value)
+    return serves, difference, speedup
 
 
 def statistics_of(model: str, state: ModelState) -> dict[str, Any]:

@@ -210,6 +210,8 @@ class Models:
                 signature = Signature.of(component.details)
                 rivals = find_rivals(self._context, command, component.id)
             target = Target(component, version, signature, began, rivals)
+            for each in _components(target):
+                hosts.follow(each)
             is_in_use = known is not None and hosts.is_loaded(known.component.id)
             wanted = {each.id: each for each in _components(target)} if is_in_use else {}
             return target, [each for each in wanted.values() if not hosts.is_loaded(each.id)]

@@ -135,7 +135,7 @@ def _summary(name: str) -> str:
 def tag_of(path: str) -> str:
     """The part of the API that a path belongs to."""
     for tag, *words in (
-        ("predictions", "predict", "traffic"),
+        ("predictions", "predict", "traffic", "form"),
         ("documents", "documents"),
         ("imputations", "imputations", "watchers"),
         ("jobs", "jobs", "runs", "highscores"),

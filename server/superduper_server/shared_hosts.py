@@ -135,10 +135,10 @@ class SharedHosts(ModelHosts):
             self._loop.call_soon_threadsafe(self._post_late, component, request)
 
     def predict_alone(
-        self, component: Component, values: Sequence[Any], timeout: float
+        self, component: Component, values: Sequence[Any], timeout: float, *, plain: bool = False
     ) -> Outcomes:
         """The outcomes of values that share no batch."""
-        fields = {"timeout": timeout, **pack_values(values)}
+        fields = {"timeout": timeout, "plain": plain, **pack_values(values)}
         return unpack_outcomes(self._ask_of(component, "predict", fields))
 
     def ask(self, component: Component, message: Message, timeout: float) -> Message:
@@ -157,6 +157,14 @@ class SharedHosts(ModelHosts):
     def unload(self, component_id: str) -> None:
         """Let a model go once what it was asked has been answered."""
         self.call("unload", id=component_id)
+
+    def reload(self, component: Component) -> None:
+        """Load a model anew in the form that is wished for."""
+        self._ask_of(component, "reload", {})
+
+    def follow(self, component: Component) -> None:
+        """Begin to reload a model, if another form of it is wished for since."""
+        self._ask_of(component, "follow", {})
 
     def close(self) -> None:
         """Nothing: the models belong to the other process, and others may need them."""

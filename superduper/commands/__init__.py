@@ -11,7 +11,9 @@ from superduper.commands.components import (
     DeleteComponent,
     ListComponents,
     RegisterComponent,
+    SetForm,
     ShowComponent,
+    ShowForm,
 )
 from superduper.commands.documents import (
     CountDocuments,
@@ -120,9 +122,11 @@ __all__ = [
     "RetryFailures",
     "RevertVersion",
     "RollbackImputation",
+    "SetForm",
     "SetTraffic",
     "Shadow",
     "ShowComponent",
+    "ShowForm",
     "ShowHistory",
     "ShowImputation",
     "ShowJob",

@@ -5,11 +5,13 @@ from typing import Any
 from superduper import commands
 from superduper.errors import InUse
 from superduper.fields.sealing import Sealed
+from superduper.handlers import forms
 from superduper.handlers.context import Context
 from superduper.handlers.imputations import KIND_PINS
 from superduper.handlers.traffic import check_unused
 from superduper.imputations.hosting import try_out
 from superduper.store.component import Component
+from superduper.store.forms import PLAIN
 
 
 def register(context: Context, command: commands.RegisterComponent, author: str) -> dict[str, Any]:
@@ -17,12 +19,26 @@ def register(context: Context, command: commands.RegisterComponent, author: str)
     sealed = Sealed.from_dict(command.sealed)
     draft = context.registry.draft(command.collection, command.kind, command.name, sealed, author)
     known = context.registry.find_same(draft)
-    if known is not None and not command.has_sample:
-        return shown(known)
+    wish = forms.wish_of(context, command)
+    if known is not None and not command.has_sample and wish is None:
+        return _shown(context, known)
     details = try_out(
-        context.registry.payload(draft), command.kind, command.sample, command.has_sample
+        context.registry.payload(draft),
+        command.kind,
+        command.sample,
+        command.has_sample,
+        wish if wish is not None and wish["form"] != PLAIN else None,
     )
-    return shown(known or context.registry.commit(draft, details=details))
+    report = details.pop("form", None)
+    component = known or context.registry.commit(draft, details=details)
+    if command.kind == "model":
+        forms.keep(context, command, component, wish, report, author)
+    return _shown(context, component)
+
+
+def _shown(context: Context, component: Component) -> dict[str, Any]:
+    form = {"form": context.forms.told(component)} if component.kind == "model" else {}
+    return {**shown(component), **form}
 
 
 def shown(component: Component) -> dict[str, Any]:
@@ -40,14 +56,19 @@ def shown(component: Component) -> dict[str, Any]:
 
 
 def list_components(context: Context, command: commands.ListComponents) -> list[dict[str, Any]]:
-    """The components of a kind."""
-    return context.registry.list(command.collection, command.kind)
+    """The components of a kind; of models also the form that serves."""
+    rows = context.registry.list(command.collection, command.kind)
+    if command.kind != "model":
+        return rows
+    serving = context.forms.serving(command.collection)
+    return [{**row, "form": serving.get((row["name"], row["live"]), PLAIN)} for row in rows]
 
 
 def show(context: Context, command: commands.ShowComponent) -> dict[str, Any]:
     """One component."""
-    return shown(
-        context.registry.get(command.collection, command.kind, command.name, command.version)
+    return _shown(
+        context,
+        context.registry.get(command.collection, command.kind, command.name, command.version),
     )
 
 
@@ -62,6 +83,8 @@ def delete(context: Context, command: commands.DeleteComponent) -> dict[str, Any
             )
     if command.kind == "model":
         check_unused(context, command)
+        if command.version is None:
+            context.forms.delete(command.collection, command.name)
     context.registry.delete(command.collection, command.kind, command.name, command.version)
     return {"deleted": command.name}
 

@@ -12,6 +12,7 @@ from superduper.serving.model_hosts import ModelHosts
 from superduper.serving.trials import Tally
 from superduper.store.artifacts import ArtifactStore
 from superduper.store.audit import Audit
+from superduper.store.forms import Forms
 from superduper.store.mongo import server_now_ms
 from superduper.store.registry import Registry
 from superduper.store.signing import Keyring
@@ -32,6 +33,7 @@ class Context:
     hosts: ModelHosts
     audit: Audit
     traffic: Traffic
+    forms: Forms
     tally: Tally
 
     @classmethod
@@ -41,7 +43,7 @@ class Context:
         Without hosts it has model hosts of its own.
         """
         artifacts = ArtifactStore(database, Keyring.open())
-        registry, traffic = Registry(database, artifacts), Traffic(database)
+        registry, traffic, forms = Registry(database, artifacts), Traffic(database), Forms(database)
         return cls(
             database=database,
             artifacts=artifacts,
@@ -49,9 +51,10 @@ class Context:
             imputations=Imputations(database),
             queue=Queue(database),
             runs=Runs(database),
-            hosts=open_hosts(registry) if hosts is None else hosts,
+            hosts=open_hosts(registry, forms.of) if hosts is None else hosts,
             audit=Audit(database),
             traffic=traffic,
+            forms=forms,
             tally=Tally(traffic),
         )
 

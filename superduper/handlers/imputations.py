@@ -255,7 +255,7 @@ def list_states(context: Context, command: commands.ListStates) -> dict[str, Any
 
 def explain(context: Context, command: commands.ExplainValue) -> dict[str, Any]:
     """The story of one value."""
-    explainer = Explainer(context.database, context.registry, context.hosts)
+    explainer = Explainer(context.database, context.registry, context.hosts.predict_plainly)
     return explainer.explain(command.collection, command.id, command.field)
 
 
@@ -377,7 +377,7 @@ def preview_fills(context: Context, command: commands.PreviewImputation) -> list
         context.database,
         record,
         command.n,
-        lambda values: context.hosts.predict(component, values),
+        lambda values: context.hosts.predict_plainly(component, values),
     )
 
 

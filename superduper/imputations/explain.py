@@ -43,9 +43,9 @@ _WHY = {
 
 
 class Predicts(Protocol):
-    """Where models run: in child processes."""
+    """Outcomes of a model for stored values, as they are made for fills."""
 
-    def predict(
+    def __call__(
         self, component: Any, values: Sequence[Any], timeout: float | None = None
     ) -> list[dict[str, Any]]: ...
 
@@ -53,12 +53,12 @@ class Predicts(Protocol):
 class Explainer:
     """Tells the stories of values of one database."""
 
-    def __init__(self, database: Database[Any], registry: Registry, hosts: Predicts) -> None:
+    def __init__(self, database: Database[Any], registry: Registry, predict: Predicts) -> None:
         self.database = database
         self.imputations = Imputations(database)
         self.registry = registry
         self.runs = Runs(database)
-        self.hosts = hosts
+        self._predict = predict
 
     def explain(self, collection: str, document_id: Any, field: str) -> Story:
         """The story of a document's field, whether it has a value or not.
@@ -132,7 +132,7 @@ class Explainer:
             if size == _OTHERS[0] and len(seen) == 1:
                 break  # how many rows there are makes no difference to this model
             try:
-                outcomes = self.hosts.predict(component, [given] * size, SECONDS)
+                outcomes = self._predict(component, [given] * size, SECONDS)
                 outputs = [_output(outcome, record, field) for outcome in outcomes]
             except (SuperduperError, ValueError) as error:
                 return _not_derived(str(error))

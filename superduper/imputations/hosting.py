@@ -1,10 +1,12 @@
 """Model hosts put together: the serving side's logic in the child processes of the jobs side."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from superduper.jobs.channel import Channel, serve
 from superduper.jobs.child import Child
-from superduper.serving import host
+from superduper.serving import loading
+from superduper.serving.host import Wishes
 from superduper.serving.hosts import Hosts, Payloads
 
 ENTRY = "superduper.imputations.hosting:main"
@@ -22,13 +24,22 @@ def launch(name: str) -> Child:
     return Child(ENTRY, name=name)
 
 
-def open_hosts(registry: Payloads, *, max_hosts: int = 8) -> Hosts:
-    """The model hosts of this process, for the components of a registry."""
-    return Hosts(registry, launch, max_hosts=max_hosts)
+def open_hosts(
+    registry: Payloads, wishes: Callable[[Any], Wishes] | None = None, *, max_hosts: int = 8
+) -> Hosts:
+    """The model hosts of this process, for the components of a registry.
+
+    Without `wishes` models have their plain form.
+    """
+    return Hosts(registry, launch, wishes, max_hosts=max_hosts)
 
 
 def try_out(
-    payload: host.Payload, kind: str, sample: Any = None, has_sample: bool = False
+    payload: loading.Payload,
+    kind: str,
+    sample: Any = None,
+    has_sample: bool = False,
+    wish: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Load a component in a fresh child, and run a model on its sample; see `host.try_out`."""
-    return host.try_out(payload, kind, launch, sample, has_sample)
+    """Load a component in a fresh child, and run a model on its sample; see `loading.try_out`."""
+    return loading.try_out(payload, kind, launch, sample, has_sample, wish)

@@ -23,6 +23,9 @@ class Figures:
     failed: int = 0
     """Requests that ended with an error."""
 
+    left_to_plain: int = 0
+    """Batches that a faster form of the model left to the plain one."""
+
 
 @dataclass(frozen=True)
 class ModelState:
@@ -32,13 +35,15 @@ class ModelState:
     figures: Figures
     waiting: int
     memory_mb: int
+    form: Mapping[str, Any] | None = None
+    """What became of the faster form that is wished for; None if none is. See `choice.Report`."""
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> "ModelState":
         """What another process tells of its own with `to_document`."""
         stages = {name: Times.of(times) for name, times in told["stages"].items()}
-        figures = Figures(stages, Times.of(told["rows"]), told["failed"])
-        return cls(told["id"], figures, told["waiting"], told["memory_mb"])
+        figures = Figures(stages, Times.of(told["rows"]), told["failed"], told["left_to_plain"])
+        return cls(told["id"], figures, told["waiting"], told["memory_mb"], told["form"])
 
     def to_document(self) -> dict[str, Any]:
         """What there is to tell, for another process."""
@@ -48,6 +53,8 @@ class ModelState:
             "stages": {name: times.to_document() for name, times in figures.stages.items()},
             "rows": figures.rows.to_document(),
             "failed": figures.failed,
+            "left_to_plain": figures.left_to_plain,
             "waiting": self.waiting,
             "memory_mb": self.memory_mb,
+            "form": self.form,
         }

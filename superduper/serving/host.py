@@ -13,16 +13,14 @@ from typing import Any, Protocol
 
 from bson import Binary
 
-from superduper.errors import ChildDied, NotReady, SuperduperError, TimedOut, UserCodeError
+from superduper.errors import ChildDied, NotReady, SuperduperError, TimedOut
 from superduper.serving.batches import Outcomes
 from superduper.serving.figures import Figures
+from superduper.serving.loading import Launch, Payload, choose_form, load
 from superduper.serving.vectors import VectorOutcomes, Vectors
 
-Payload = Mapping[str, Any]
 Message = dict[str, Any]
 
-LOAD_SECONDS = 120.0
-TRIAL_SECONDS = 60.0
 FRAME_VALUES = 256
 FRAME_BYTES = 16 << 20
 LOOP_DEATHS = 5
@@ -38,35 +36,15 @@ class Stuck(TimedOut):
         self.position = position
 
 
-class Child(Protocol):
-    """What a host needs of a child process; `superduper.jobs.child.Child` is one."""
+class Wishes(Protocol):
+    """Which form a model is wished to have; `superduper.store.forms.Wishes` is one."""
+
+    def get(self) -> Mapping[str, Any] | None: ...
 
     @property
-    def alive(self) -> bool: ...
+    def set_at(self) -> int | None: ...
 
-    def start(self, preload: Sequence[str] = ()) -> None: ...
-
-    def request(
-        self,
-        message: Mapping[str, Any],
-        timeout: float | None = None,
-        on_event: Callable[[dict[str, Any]], None] | None = None,
-    ) -> dict[str, Any]: ...
-
-    def kill(self) -> None: ...
-
-    @property
-    def bell(self) -> socket.socket | None: ...
-
-    def begin(self, message: Mapping[str, Any]) -> bool: ...
-
-    def answer_now(self) -> dict[str, Any] | None: ...
-
-    def answer(self, timeout: float | None = None) -> dict[str, Any]: ...
-
-
-Launch = Callable[[str], Child]
-"""Makes a child (not started yet) of the given name that serves `hosted.Hosted().handlers()`."""
+    def report(self, wish: Mapping[str, Any], report: Mapping[str, Any]) -> None: ...
 
 
 class ModelHost:
@@ -83,8 +61,12 @@ class ModelHost:
         launch: Launch,
         clock: Callable[[], float] = time.monotonic,
         figures: Figures | None = None,
+        wishes: Wishes | None = None,
     ) -> None:
         self.name = name
+        self._wishes = wishes
+        self.wished_at: int | None = None
+        """When the form that it has was wished for; None for the plain form."""
         self._figures = figures or Figures()
         self.details: dict[str, Any] = {}
         self._payload = payload
@@ -94,11 +76,14 @@ class ModelHost:
         self._lock = threading.Lock()
         self._closed = threading.Event()
 
-    def predict(self, values: Sequence[Any], timeout: float | None = None) -> Outcomes:
+    def predict(
+        self, values: Sequence[Any], timeout: float | None = None, *, plain: bool = False
+    ) -> Outcomes:
         """An outcome for each stored value, in order; no values only make sure that it runs.
 
         `timeout` is for the model's own work on one frame (256 values or 16 MiB); starting and
-        loading do not count. Raises ChildDied or TimedOut for the request that ended the child
+        loading do not count. `plain` has the plain form answer,
+        whichever serves. Raises ChildDied or TimedOut for the request that ended the child
         (Stuck, if it was one value's own code that did not end),
         NotReady if it is closed or dies too often, and what loading raises.
         """
@@ -106,7 +91,7 @@ class ModelHost:
         for frame in frames(values):
             with self._lock:
                 try:
-                    parts.append(self._ask(frame, timeout))
+                    parts.append(self._ask(frame, timeout, plain))
                 except Stuck as error:
                     error.position += sum(map(len, parts))
                     raise
@@ -189,10 +174,10 @@ class ModelHost:
         self._closed.set()
         self._child.kill()
 
-    def _ask(self, values: Sequence[Any], timeout: float | None) -> Outcomes:
+    def _ask(self, values: Sequence[Any], timeout: float | None, plain: bool) -> Outcomes:
         told: dict[str, Any] = {}
         try:
-            message = {**_message(values), "tell": True}
+            message = {**_message(values), "tell": True, "plain": plain}
             return self._outcomes(self._exchange(message, timeout, told.update))
         except TimedOut as error:
             position = told.get("at")
@@ -222,6 +207,7 @@ class ModelHost:
     def _outcomes(self, answer: Message) -> Outcomes:
         for stage, seconds in answer["seconds"].items():
             self._figures.stages[stage].add(seconds)
+        self._figures.left_to_plain += answer.get("left_to_plain", 0)
         vectors = answer.get("vectors")
         if vectors is not None:
             return VectorOutcomes(Vectors(vectors, answer["width"]))
@@ -235,10 +221,12 @@ class ModelHost:
         self._check_open()
         self._loaded = False
         payload = self._payload() if callable(self._payload) else self._payload
+        wish = self._wishes.get() if self._wishes is not None else None
         try:
-            self._child.start(modules_of(payload))
-            request = {"op": "load", "kind": "model", "name": self.name, "payload": payload}
-            self.details = self._child.request(request, LOAD_SECONDS)
+            self.details = load(self._child, payload, "model", self.name)
+            self.wished_at = None if wish is None else wish["set_at"]
+            if wish is not None:
+                self._have_form(payload, wish)
         except SuperduperError as error:
             self._child.kill()
             self._check_open()
@@ -247,6 +235,18 @@ class ModelHost:
         self._loaded = True
         if self.closed:  # `close` may have come before there was anything to end
             self._child.kill()
+
+    def _have_form(self, payload: Payload, wish: Mapping[str, Any]) -> None:
+        """Have the child choose its form; one that ends it is not tried again before it is wished.
+
+        Whatever becomes of it, the model is loaded then.
+        """
+        assert self._wishes is not None
+        found = choose_form(self._child, wish)
+        if not self._child.alive:
+            self.details = load(self._child, payload, "model", self.name)
+        self.details = {**self.details, **found}
+        self._wishes.report(wish, found["form"])
 
     def _check_open(self) -> None:
         if self.closed:
@@ -289,12 +289,6 @@ class _Setbacks:
         return max(0.0, self._times[-1] + pause - now)
 
 
-def modules_of(payload: Payload) -> tuple[str, ...]:
-    """What a child for this component imports in any case."""
-    with_torch = payload["record"].get("torch_version") is not None
-    return ("superduper.serving.hosted", *(("torch",) if with_torch else ()))
-
-
 def _message(values: Sequence[Any]) -> dict[str, Any]:
     if isinstance(values, Vectors):
         return {"op": "predict", "vectors": values.data, "width": values.width}
@@ -332,29 +326,3 @@ def _size(value: Any) -> int:
             return 12 * len(value)
         return sum(8 + _size(item) for item in value)
     return 8
-
-
-# Registration ---------------------------------------------------------------------------------
-
-
-def try_out(
-    payload: Payload, kind: str, launch: Launch, sample: Any = None, has_sample: bool = False
-) -> dict[str, Any]:
-    """Load a component in a fresh child, run a model on its sample if there is one, and tell of it.
-
-    Answers type, load_ms, memory_mb, for models has_confidence and, with a sample, output. Raises
-    InvalidInput (a missing module is named), ArtifactRejected or UserCodeError.
-    """
-    name = str(payload["record"].get("name", ""))
-    child = launch(f"{kind} {name}")
-    request = {"op": "load", "kind": kind, "name": name, "payload": payload}
-    try:
-        child.start(modules_of(payload))
-        details = child.request(request, LOAD_SECONDS)
-        if has_sample and kind == "model":
-            details |= child.request({"op": "try_sample", "value": sample}, TRIAL_SECONDS)
-    except (ChildDied, TimedOut) as error:
-        raise UserCodeError(f"{kind} {name!r} failed when it was tried out: {error}") from error
-    finally:
-        child.kill()
-    return details

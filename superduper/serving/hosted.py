@@ -11,18 +11,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import bson
 import psutil
-from bson.raw_bson import RawBSONDocument
 
 from superduper.errors import InvalidInput
-from superduper.fields import codec, tensors
+from superduper.fields import tensors
 from superduper.serving import signature
-from superduper.serving.failures import CONTAINED, Failure, each
+from superduper.serving.agreement import Limits
+from superduper.serving.choice import choose
+from superduper.serving.failures import Failure, each
 from superduper.serving.pieces import OpenAnswers
 from superduper.serving.predictor import Predictor
-from superduper.serving.rows import Outcome
-from superduper.serving.vectors import BYTES_PER_FLOAT, HEAD, VectorOutcomes, Vectors
+from superduper.serving.stored import decoding, describe, predict_stored, seen, to_stored
+from superduper.serving.vectors import VectorOutcomes, Vectors
 from superduper.store.unsealing import load
 
 Message = dict[str, Any]
@@ -59,6 +59,7 @@ class Hosted:
             "next_piece": self.next_piece,
             "close_answer": self.close_answer,
             "try_sample": self.try_sample,
+            "choose_form": self.choose_form,
         }
 
     def load(self, message: Message) -> Message:
@@ -79,7 +80,7 @@ class Hosted:
         details = {
             "type": type_name(parts["object"]),
             "load_ms": round((time.monotonic() - began) * 1000),
-            "memory_mb": psutil.Process().memory_info().rss >> 20,
+            "memory_mb": _memory_mb(),
         }
         if self._predictor is not None:
             details["has_confidence"] = self._predictor.has_confidence
@@ -89,21 +90,37 @@ class Hosted:
             details["reads_float32"] = bool(torch_reads)
         return details
 
+    def choose_form(self, message: Message) -> Message:
+        """Try faster forms of the model on some inputs, and use one that earns it; see `choice`."""
+        predictor = self._loaded()
+        limits = Limits(message["tolerance"], message["agreement"])
+        report = choose(predictor, message["inputs"], message["form"], limits)
+        _settle()
+        return {"report": report, "memory_mb": _memory_mb()}
+
     def predict(self, message: Message) -> Message:
-        """An outcome for each value, in order."""
+        """An outcome for each value, in order; with `plain`, by the model's plain form."""
         predictor = self._loaded()
         predictor.seconds, predictor.at = {}, None
         if "vectors" in message:
             values: Sequence[Any] = Vectors(message["vectors"], message["width"])
         else:
             values = message["values"]
-        with self._telling(bool(message.get("tell"))):
-            outcomes = predict_stored(predictor, values) if values else []
+        faster = predictor.faster
+        if message.get("plain"):
+            predictor.faster = None
+        try:
+            with self._telling(bool(message.get("tell"))):
+                outcomes = predict_stored(predictor, values) if values else []
+        finally:
+            predictor.faster = faster
         if isinstance(outcomes, VectorOutcomes) and isinstance(values, Vectors):
             block = outcomes.block
             told: Message = {"vectors": block.data, "width": block.width}
         else:
             told = {"outcomes": list(outcomes)}
+        if faster is not None and faster.left:
+            told["left_to_plain"], faster.left = faster.left, 0
         return {**told, "seconds": predictor.seconds}
 
     @contextmanager
@@ -129,12 +146,12 @@ class Hosted:
         """One prediction with what was in between, each part as it can be shown."""
         predictor = self._loaded()
         predictor.seconds = {}
-        [decoded] = each(_decode(predictor), [message["value"]])
+        [decoded] = each(decoding(predictor), [message["value"]])
         if isinstance(decoded, Failure):
             return {"failed_at": "decode", "error": decoded.error}
         told = predictor.explain(decoded)
-        between = {part: _seen(told.pop(part)) for part in BETWEEN if part in told}
-        stored = dict(_stored(told))
+        between = {part: seen(told.pop(part)) for part in BETWEEN if part in told}
+        stored = dict(to_stored(told))
         if "error" in stored:
             stored.setdefault("failed_at", "encode")
         return {**between, **stored, "seconds": predictor.seconds}
@@ -142,7 +159,9 @@ class Hosted:
     def open_answer(self, message: Message) -> Message:
         """Begin an answer that is read piece by piece."""
         predictor = self._loaded()
-        return {"answer": self._answers.add(predictor.pieces(_decode(predictor)(message["value"])))}
+        return {
+            "answer": self._answers.add(predictor.pieces(decoding(predictor)(message["value"])))
+        }
 
     def next_piece(self, message: Message) -> Message:
         """The next outcome of such an answer, None after the last."""
@@ -150,7 +169,7 @@ class Hosted:
             outcome = self._answers.next(message["answer"])
         except KeyError:
             return {"gone": True}
-        return {"outcome": None if outcome is None else _stored(outcome)}
+        return {"outcome": None if outcome is None else to_stored(outcome)}
 
     def close_answer(self, message: Message) -> Message:
         """Nobody wants the rest."""
@@ -164,7 +183,7 @@ class Hosted:
         soon as two requests come at once.
         """
         predictor = self._loaded()
-        value = _decode(predictor)(message["value"])
+        value = decoding(predictor)(message["value"])
         [outcome] = predictor.predict([value])
         if "error" in outcome:
             raise InvalidInput(f"it failed on the sample: {_shown(outcome['error'])}")
@@ -174,7 +193,7 @@ class Hosted:
                     "it works on the sample alone, but not on a batch of two of it: "
                     f"{_shown(other['error'])}"
                 )
-        stored = _stored(outcome)
+        stored = to_stored(outcome)
         if "error" in stored:
             raise InvalidInput(f"its output cannot be stored: {stored['error']['message']}")
         inputs = signature.tensors_of(value, signature.INPUT)
@@ -233,6 +252,10 @@ def _settle() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
 
 
+def _memory_mb() -> int:
+    return psutil.Process().memory_info().rss >> 20
+
+
 def wanted_batching(model: Any) -> dict[str, Any]:
     """How a model says that requests for it be grouped, by attributes of these names.
 
@@ -278,104 +301,5 @@ def type_name(component: Any) -> str:
     return f"{module}.{named.__qualname__}" if module else str(named.__qualname__)
 
 
-# Values as they are stored --------------------------------------------------------------------
-
-
-def predict_stored(predictor: Predictor, values: Sequence[Any]) -> Sequence[Any]:
-    """An outcome for each stored value, the outputs as they can be stored."""
-    if (stacked := _predict_stacked(predictor, values)) is not None:
-        return stacked
-    decoded = each(_decode(predictor), values)
-    alive = [value for value in decoded if not isinstance(value, Failure)]
-    outcomes = iter(predictor.predict(alive))
-    return [
-        {"error": value.error} if isinstance(value, Failure) else _stored(next(outcomes))
-        for value in decoded
-    ]
-
-
-def _predict_stacked(predictor: Predictor, values: Sequence[Any]) -> Sequence[Any] | None:
-    """The quick way, if all is as most often: a bare model, and vectors of float32 of one length.
-
-    None if it is not, or if anything goes wrong: then each value is looked at by itself.
-    """
-    if not predictor.is_bare or (block := _block_of(values)) is None:
-        return None
-    torch = tensors.loaded("torch")
-    if torch is None:
-        return None
-    rows = torch.frombuffer(bytearray(block.data), dtype=torch.float32).reshape(len(block), -1)
-    if predictor.domain is not None and not predictor.domain.holds(rows):
-        return None
-    try:
-        output = predictor.forward_stacked(rows)
-        return _stored_rows(predictor, output, len(block))
-    except CONTAINED:
-        return None
-
-
-def _block_of(values: Sequence[Any]) -> Vectors | None:
-    if isinstance(values, Vectors):
-        return values
-    first = values[0]
-    if not tensors.is_vector(first):
-        return None
-    size = len(first)
-    if size <= len(HEAD) or (size - len(HEAD)) % BYTES_PER_FLOAT:
-        return None
-    if not all(
-        tensors.is_vector(value) and len(value) == size and value[:2] == HEAD for value in values
-    ):
-        return None
-    data = b"".join([memoryview(value)[2:] for value in values])
-    return Vectors(data, (size - len(HEAD)) // BYTES_PER_FLOAT)
-
-
-def _stored_rows(predictor: Predictor, output: Any, count: int) -> Sequence[Any]:
-    torch = tensors.loaded("torch")
-    is_rows = isinstance(output, torch.Tensor) and output.ndim == 2 and len(output) == count
-    if not is_rows or output.dtype != torch.float32 or not output.numel():
-        return [_stored(outcome) for outcome in predictor.outcomes(output, count)]
-    data = output.detach().cpu().contiguous().numpy().tobytes()
-    return VectorOutcomes(Vectors(data, output.shape[1]))
-
-
-def _decode(predictor: Predictor) -> Callable[[Any], Any]:
-    if predictor.style == "estimator":
-        return lambda value: codec.decode_input(value, arrays="numpy")
-    return codec.decode_input
-
-
-def _stored(outcome: Outcome) -> Any:
-    [stored] = each(_raw, [outcome])
-    return {"error": stored.error} if isinstance(stored, Failure) else stored
-
-
-def _seen(value: Any) -> dict[str, Any]:
-    """What a value is like, and the value itself if it can be stored."""
-    [stored] = each(codec.encode, [value])
-    return {**describe(value), **({} if isinstance(stored, Failure) else {"value": stored})}
-
-
-def _raw(outcome: Outcome) -> Any:
-    # Made BSON here, one by one, so that a value which BSON cannot hold fails alone.
-    if "value" in outcome:
-        outcome = {**outcome, "value": codec.encode(outcome["value"])}
-    return RawBSONDocument(bson.encode(outcome))
-
-
 def _shown(error: Mapping[str, str]) -> str:
     return f"{error['type']}: {error['message']}\n{error['traceback']}".strip()
-
-
-def describe(value: Any) -> dict[str, Any]:
-    """Type of an output, and datatype and shape if it is an array."""
-    described: dict[str, Any] = {"type": type(value).__name__}
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
-        described["dtype"] = str(value.dtype).removeprefix("torch.")
-        described["shape"] = list(value.shape)
-    elif isinstance(value, Mapping):
-        described["fields"] = {str(key): describe(item) for key, item in value.items()}
-    elif isinstance(value, list):
-        described["length"] = len(value)
-    return described

@@ -1,5 +1,6 @@
 """The model hosts of one process: as many as are allowed, the least recently used closed first."""
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -7,12 +8,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from superduper import settings
-from superduper.errors import NotReady
+from superduper.errors import NotReady, SuperduperError
 from superduper.serving.batcher import Batcher
 from superduper.serving.batches import Outcomes, Request
 from superduper.serving.figures import Figures, ModelState
-from superduper.serving.host import Launch, Message, ModelHost, Payload
+from superduper.serving.host import Message, ModelHost, Wishes
+from superduper.serving.loading import Launch, Payload
 from superduper.serving.model_hosts import Component, ModelHosts
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -46,8 +50,18 @@ class _Entry:
 class Hosts(ModelHosts):
     """The model hosts of this process, each with its batcher."""
 
-    def __init__(self, registry: Payloads, launch: Launch, *, max_hosts: int = 8) -> None:
+    def __init__(
+        self,
+        registry: Payloads,
+        launch: Launch,
+        wishes: Callable[[Any], Wishes] | None = None,
+        *,
+        max_hosts: int = 8,
+    ) -> None:
+        """`wishes` gives those for a component; without it models have their plain form."""
         self._registry = registry
+        self._wishes = wishes
+        self._followed: dict[str, int | None] = {}
         self._launch = launch
         self._max_hosts = max_hosts
         self._memory_mb = settings.get_number("MODELS_MEMORY_MB")
@@ -76,7 +90,13 @@ class Hosts(ModelHosts):
         with self._lock:
             entries = list(self._entries.items())
         return [
-            ModelState(id, entry.batcher.figures, entry.batcher.waiting, entry.host.memory_mb)
+            ModelState(
+                id,
+                entry.batcher.figures,
+                entry.batcher.waiting,
+                entry.host.memory_mb,
+                entry.host.details.get("form"),
+            )
             for id, entry in entries
         ]
 
@@ -87,10 +107,10 @@ class Hosts(ModelHosts):
         return entry is not None and entry.host.is_loaded
 
     def predict_alone(
-        self, component: Component, values: Sequence[Any], timeout: float
+        self, component: Component, values: Sequence[Any], timeout: float, *, plain: bool = False
     ) -> Outcomes:
-        """The outcomes of values that share no batch; see `predict`."""
-        return self._on_host(component, lambda host: host.predict(values, timeout))
+        """The outcomes of values that share no batch; see `predict` and `predict_plainly`."""
+        return self._on_host(component, lambda host: host.predict(values, timeout, plain=plain))
 
     def _on_host(self, component: Component, call: Callable[[ModelHost], T]) -> T:
         while True:
@@ -105,6 +125,47 @@ class Hosts(ModelHosts):
     def ask(self, component: Component, message: Message, timeout: float) -> Message:
         """A model process's answer to something else than a prediction; see `ModelHost.ask`."""
         return self._on_host(component, lambda host: host.ask(message, timeout))
+
+    # Another form -----------------------------------------------------------------------------
+
+    def reload(self, component: Component) -> None:
+        """Load a model anew in the form that is wished for; it answers in the old one meanwhile.
+
+        Returns once it is loaded. Raises what loading raises.
+        """
+        fresh = self._made(component)
+        try:
+            fresh.host.predict([])
+        except BaseException:
+            fresh.end()
+            raise
+        with self._lock:
+            old = self._entries.pop(component.id, None)
+            self._entries[component.id] = fresh
+            if old is not None:
+                self._retire(old)
+            is_closed = self._closed
+        if is_closed:
+            self.close()
+
+    def follow(self, component: Component) -> None:
+        """Begin to reload a model that is loaded, if another form of it is wished for since."""
+        with self._lock:
+            entry = self._entries.get(component.id)
+        if entry is None or not entry.host.is_loaded or self._wishes is None:
+            return
+        set_at = self._wishes(component).set_at
+        with self._lock:
+            if set_at in (entry.host.wished_at, self._followed.get(component.id, -1)):
+                return
+            self._followed[component.id] = set_at  # each wish once: it may fail again and again
+        threading.Thread(target=self._follow, args=(component,), daemon=True).start()
+
+    def _follow(self, component: Component) -> None:
+        try:
+            self.reload(component)
+        except SuperduperError as error:  # what answers now goes on
+            logger.warning("%s: %s", component.id, error, extra={"event": "model.form"})
 
     def unload(self, component_id: str) -> None:
         """Let a model go once what it was asked has been answered; nothing if it is not loaded."""
@@ -129,19 +190,23 @@ class Hosts(ModelHosts):
             raise NotReady("the model hosts have been closed")
         entry = self._entries.get(component.id)
         if entry is None:
-            figures = Figures()
-            host = ModelHost(
-                lambda: self._registry.payload(component),
-                component.id,
-                self._launch,
-                figures=figures,
-            )
-            batcher = self._make_batcher(host, component.id, figures=figures, **batching(component))
-            entry = self._entries[component.id] = _Entry(host, batcher)
+            entry = self._entries[component.id] = self._made(component)
             while len(self._entries) > 1 and self._is_crowded():
                 self._retire(self._entries.popitem(last=False)[1])
         self._entries.move_to_end(component.id)
         return entry
+
+    def _made(self, component: Component) -> _Entry:
+        figures = Figures()
+        host = ModelHost(
+            lambda: self._registry.payload(component),
+            component.id,
+            self._launch,
+            figures=figures,
+            wishes=None if self._wishes is None else self._wishes(component),
+        )
+        batcher = self._make_batcher(host, component.id, figures=figures, **batching(component))
+        return _Entry(host, batcher)
 
     def _is_crowded(self) -> bool:
         used = sum(entry.host.memory_mb for entry in self._entries.values())

@@ -33,9 +33,9 @@ class ModelHosts(ABC):
 
     @abstractmethod
     def predict_alone(
-        self, component: Component, values: Sequence[Any], timeout: float
+        self, component: Component, values: Sequence[Any], timeout: float, *, plain: bool = False
     ) -> Outcomes:
-        """The outcomes of values that share no batch; see `predict`."""
+        """The outcomes of values that share no batch; see `predict` and `predict_plainly`."""
 
     @abstractmethod
     def ask(self, component: Component, message: Message, timeout: float) -> Message:
@@ -52,6 +52,17 @@ class ModelHosts(ABC):
     @abstractmethod
     def unload(self, component_id: str) -> None:
         """Let a model go once what it was asked has been answered; nothing if it is not loaded."""
+
+    @abstractmethod
+    def reload(self, component: Component) -> None:
+        """Load a model anew in the form that is wished for; it answers in the old one meanwhile.
+
+        Returns once it is loaded. Raises what loading raises.
+        """
+
+    @abstractmethod
+    def follow(self, component: Component) -> None:
+        """Begin to reload a model that is loaded, if another form of it is wished for since."""
 
     @abstractmethod
     def close(self) -> None:
@@ -82,6 +93,13 @@ class ModelHosts(ABC):
         if timeout is None:
             return list(self.submit(component, values).result())
         return list(self.predict_alone(component, values, timeout))
+
+    def predict_plainly(
+        self, component: Component, values: Sequence[Any], timeout: float | None = None
+    ) -> list[dict[str, Any]]:
+        """The same of the model's plain form, whichever serves: as fills are made."""
+        seconds = _default_timeout() if timeout is None else timeout
+        return list(self.predict_alone(component, values, seconds, plain=True))
 
     def pieces(self, component: Component, value: Any) -> Generator[Mapping[str, Any], None, None]:
         """The outcomes of a stored value, piece by piece; see `superduper.serving.pieces`.

@@ -24,7 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from superduper.errors import InvalidInput
 from superduper.serving.estimators import estimate, has_chances
@@ -57,6 +57,14 @@ def style_of(model: Any) -> Style:
     )
 
 
+class Faster(Protocol):
+    """A faster form of a module; `left` counts the batches that it left to the plain one."""
+
+    left: int
+
+    def __call__(self, batch: Any) -> Any: ...
+
+
 class Predictor:
     """A model with what comes before and after it.
 
@@ -87,8 +95,10 @@ class Predictor:
         """The value whose own code runs now: preprocess, a function or postprocess; else None."""
         self.seconds: dict[str, float] = {}
         """How long each stage of the last prediction took."""
-        self._is_module = _is_module(model)
-        if self._is_module:
+        self.faster: Faster | None = None
+        """Another form of a module, called with batches in its place; see `forms`."""
+        self.is_module = _is_module(model)
+        if self.is_module:
             model.to(device)
 
     @property
@@ -99,7 +109,7 @@ class Predictor:
 
     def predict(self, values: Sequence[Any]) -> list[Outcome]:
         """One outcome for each value, in order. No value makes it raise."""
-        with self._evaluating():
+        with self.evaluating():
             samples = self._timed("preprocess", lambda: self.samples(values))
             outside = None if self.domain is None else self.domain.outside(samples)
             rows = self._timed("forward", lambda: self._rows(samples))
@@ -113,7 +123,7 @@ class Predictor:
         outcome, with `failed_at` beside an `error`.
         """
         told: dict[str, Any] = {}
-        with self._evaluating():
+        with self.evaluating():
             samples = self._timed("preprocess", lambda: self.samples([value]))
             if isinstance(samples[0], Failure):
                 return {"failed_at": "preprocess", "error": samples[0].error}
@@ -135,7 +145,7 @@ class Predictor:
         """
         steps = self._steps(value)
         while True:
-            with self._evaluating():  # not across a yield: in between the model answers others
+            with self.evaluating():  # not across a yield: in between the model answers others
                 outcome = next(steps, None)
             if outcome is None:
                 return
@@ -192,7 +202,7 @@ class Predictor:
 
         For who has called the model already, as validation does. Raises WrongRows.
         """
-        with self._evaluating():
+        with self.evaluating():
             return self._finished([Row(row) for row in self._collate.unbatch(output, count)])
 
     @property
@@ -209,10 +219,10 @@ class Predictor:
 
     def forward_stacked(self, samples: Any) -> Any:
         """What a bare model makes of tensors that are one batch already; may raise anything."""
-        with self._evaluating():
+        with self.evaluating():
             given = self._collate.given_sample(samples, self._weights)
             batch = self._collate.place(given, self.device, self._weights.dtype)
-            return self._timed("forward", lambda: self._collate.call(self.model, batch))
+            return self._timed("forward", lambda: self._run(batch))
 
     # Before the model ------------------------------------------------------------------------
 
@@ -272,18 +282,28 @@ class Predictor:
         return [Row(row) for row in self._collate.unbatch(output, count)]
 
     def _call(self, samples: list[Any]) -> Any:
-        batch = self._collate.place(
-            self._collate.collate(samples), self.device, self._weights.dtype
-        )
+        return self._run(self.batch(samples))
+
+    def batch(self, samples: list[Any]) -> Any:
+        """Samples of one form as the model is given them."""
+        collated = self._collate.collate(samples)
+        return self._collate.place(collated, self.device, self._weights.dtype)
+
+    def _run(self, batch: Any) -> Any:
+        return self.run_plain(batch) if self.faster is None else self.faster(batch)
+
+    def run_plain(self, batch: Any) -> Any:
+        """What the model itself makes of such a batch; may raise anything."""
         return self._collate.call(self.model, batch)
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> Iterator[None]:
+        """Meanwhile a module is in evaluation mode, and gradients are not kept."""
         torch = sys.modules.get("torch")
         if torch is None:
             yield
             return
-        training = [x for x in self.model.modules() if x.training] if self._is_module else []
+        training = [x for x in self.model.modules() if x.training] if self.is_module else []
         if training:
             self.model.eval()
         try:

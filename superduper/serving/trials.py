@@ -49,12 +49,13 @@ def difference(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str,
     The largest absolute difference between two numbers; infinite where anything else differs.
     """
     return max(
-        (_apart(_comparable(a), _comparable(b)) for a, b in zip(first, second, strict=True)),
+        (_apart(comparable(a), comparable(b)) for a, b in zip(first, second, strict=True)),
         default=0.0,
     )
 
 
-def _comparable(outcome: Mapping[str, Any]) -> Any:
+def comparable(outcome: Mapping[str, Any]) -> Any:
+    """An outcome as far as it is compared: value, or that there is an error; arrays as numpy's."""
     # Whether it failed counts, and not with which words.
     if outcome.get("error"):
         return {"error": True}
@@ -63,12 +64,12 @@ def _comparable(outcome: Mapping[str, Any]) -> Any:
 
 def _apart(first: Any, second: Any) -> float:
     if _is_number(first) and _is_number(second):
-        return _between(np.asarray(first, "f8"), np.asarray(second, "f8"))
+        return between(np.asarray(first, "f8"), np.asarray(second, "f8"))
     if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
         if first.shape != second.shape:
             return math.inf
         if first.dtype.kind in "biuf" and second.dtype.kind in "biuf":
-            return _between(first.astype("f8"), second.astype("f8"))
+            return between(first.astype("f8"), second.astype("f8"))
         return 0.0 if np.array_equal(first, second) else math.inf
     if isinstance(first, Mapping) and isinstance(second, Mapping):
         if first.keys() != second.keys():
@@ -85,7 +86,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _between(first: Any, second: Any) -> float:
+def between(first: Any, second: Any) -> float:
     """The largest difference of two arrays of one shape; what is not finite must be the same."""
     same = (first == second) | (np.isnan(first) & np.isnan(second))
     if same.all():

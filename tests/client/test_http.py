@@ -139,6 +139,7 @@ SAMPLES: dict[str, Any] = {
     "key": "x",
     "field": "y",
     "state": "pending",
+    "form": "bf16",
 }
 
 

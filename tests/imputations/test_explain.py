@@ -11,6 +11,7 @@ from watching import Watching
 from superduper.imputations.explain import Explainer
 from superduper.imputations.hosting import open_hosts
 from superduper.imputations.provenance import fill_record, value_hash
+from superduper.store.forms import Forms
 from superduper.training.runs import Runs
 from tests.waiting import until
 
@@ -51,6 +52,42 @@ def note_run(watching: Watching, record: Any) -> None:
     runs.finish(run, "succeeded", version=1, model_version=record.active_component[1])
 
 
+class Faster(Regression):
+    """Much faster with 16 bits, on any processor."""
+
+    def forward(self, x: Any) -> Any:
+        for _ in range(300 if x.dtype == torch.float32 else 0):
+            x = x + x.cos() * 0
+        return super().forward(x)
+
+
+def test_a_value_comes_again_though_a_faster_form_serves(database: Database[Any]) -> None:
+    watching, forms = Watching(database), Forms(database)
+    torch.manual_seed(0)
+    x = torch.randn(64).tolist()
+    watching.docs.insert_one({"_id": 1, "x": x})
+    record = watching.live(Faster())
+    note_run(watching, record)
+    assert record.active_component is not None
+    model = record.active_component[0]
+    wish = {"form": "bf16", "tolerance": 0.05, "agreement": None}
+    forms.set("docs", model, wish, by="test", inputs=[x])
+    with watching.running():
+        until(lambda: watching.docs.count_documents({"y": {"$exists": True}}) == 1)
+    filled = (watching.docs.find_one({"_id": 1}) or {})["y"]
+    hosts = open_hosts(watching.registry, forms.of)
+    try:
+        component = watching.registry.get("docs", "model", model)
+        served = hosts.predict(component, [x])[0]["value"]
+        assert forms.told(component)["report"]["serves"] == "bf16"
+        assert served != filled and served == pytest.approx(filled, abs=0.05)
+        assert hosts.predict_plainly(component, [x])[0]["value"] == filled
+        explainer = Explainer(database, watching.registry, hosts.predict_plainly)
+        assert explainer.explain("docs", 1, "y")["derived"] == {"identical": True, "batch": 1}
+    finally:
+        hosts.close()
+
+
 def test_every_value_comes_again_to_the_bit(database: Database[Any]) -> None:
     watching = Watching(database)
     torch.manual_seed(0)
@@ -62,7 +99,7 @@ def test_every_value_comes_again_to_the_bit(database: Database[Any]) -> None:
         until(lambda: watching.docs.count_documents({"y": {"$exists": True}}) == FILLS)
     hosts = open_hosts(watching.registry)
     try:
-        explainer = Explainer(database, watching.registry, hosts)
+        explainer = Explainer(database, watching.registry, hosts.predict)
         stories = [explainer.explain("docs", each, "y") for each in range(FILLS)]
         assert [story["derived"]["identical"] for story in stories] == [True] * FILLS
         assert len({story["derived"]["batch"] for story in stories}) > 1

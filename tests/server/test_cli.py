@@ -71,6 +71,7 @@ def test_the_commands_there_are() -> None:
             "status",
             "imputations",
             "failures",
+            "form",
             "corrections",
         ),
         *("highscores", "jobs", "predict", "traffic", "doctor"),

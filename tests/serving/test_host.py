@@ -24,8 +24,9 @@ from superduper.errors import (
 from superduper.fields import codec
 from superduper.imputations.hosting import launch, try_out
 from superduper.serving.host import FRAME_BYTES, ModelHost, frames
-from superduper.serving.hosted import predict_stored, wanted_batching
+from superduper.serving.hosted import wanted_batching
 from superduper.serving.predictor import Predictor
+from superduper.serving.stored import predict_stored
 from superduper.store.registry import Registry
 
 OpenHost = Callable[..., ModelHost]

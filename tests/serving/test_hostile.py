@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from superduper.errors import ChildDied, SuperduperError, TimedOut, UserCodeError
-from superduper.serving import host
+from superduper.serving import loading
 from superduper.serving.host import ModelHost
 
 OpenHost = Callable[..., ModelHost]
@@ -49,7 +49,7 @@ def test_it_is_contained(
 
 
 def test_one_that_hangs_is_ended(open_host: OpenHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "LOAD_SECONDS", 2.0)
+    monkeypatch.setattr(loading, "LOAD_SECONDS", 2.0)
     hanging = open_host(Does(time.sleep, 600))
     with pytest.raises(TimedOut, match="did not answer within 2 s and was ended"):
         hanging.predict([1])
