@@ -269,8 +269,8 @@ def test_a_disk_that_fills_up_in_a_fit_costs_it_nothing(
             self.there_is_room = there_is_room
 
         def step_finished(self, step: int) -> None:
-            if step == 6 and not os.path.exists(self.there_is_room):
-                with open("filler", "wb") as file, contextlib.suppress(OSError):
+            if step >= 6 and not os.path.exists(self.there_is_room):
+                with open("filler", "ab") as file, contextlib.suppress(OSError):
                     while True:
                         file.write(bytes(65_536))
 
@@ -288,7 +288,7 @@ def test_a_disk_that_fills_up_in_a_fit_costs_it_nothing(
         there_is_room.touch()
         run = fitting.work.runs.get(fit(job, fitting.work)["run"])
     job.succeed({})
-    assert run["status"] == "succeeded" and 1 <= run["resumed_from"]["step"] <= 6
+    assert run["status"] == "succeeded" and run["resumed_from"]["step"] >= 1
 
 
 class _Engine:
