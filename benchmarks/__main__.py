@@ -18,6 +18,7 @@ NAMES = (
     "fit",
     "explain",
     "promotion",
+    "domain",
     "training.steps",
     "training.digits",
     "training.epochs",

@@ -151,11 +151,17 @@ class Domain:
         """For each sample what makes it out of domain; None if it is not, or has failed already."""
         if not samples:
             return []
-        distances = self.distances(torch.cat([self._row(each) for each in samples])).tolist()
+        distances = self.distances(self._rows(samples)).tolist()
         return [
             None if isinstance(sample, Failure) else self._judged(distance)
             for sample, distance in zip(samples, distances, strict=True)
         ]
+
+    def _rows(self, samples: Sequence[Any]) -> torch.Tensor:
+        width = len(self.space.mean)
+        if all(_is_plain(each) and each.numel() == width for each in samples):  # most often
+            return torch.stack([each.reshape(-1) for each in samples]).detach().double().cpu()
+        return torch.cat([self._row(each) for each in samples])
 
     def _row(self, sample: Any) -> torch.Tensor:
         width = len(self.space.mean)

@@ -40,13 +40,14 @@ def load(payload: Payload) -> dict[str, Any]:
     weights = None
     if version["weights"] is not None:
         weights = verify_artifact(payload.get("weights") or {}, keys, "weights", version)
+    domain = _domain(payload, keys, version)
     sealed = Sealed.from_dict(bson.decode(blob))
     fits = _fits_this_python(sealed)
     _check_modules(version, sealed)
     parts: dict[str, Any] = _read(sealed) if fits else _rebuild(version, sealed)
     if weights is not None:
         _load_weights(version, parts["object"], weights)
-    return {**parts, "domain": _domain(payload, keys, version)}
+    return {**parts, "domain": domain}
 
 
 def load_own(content: bytes) -> Any:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 from sklearn.datasets import load_breast_cancer, load_digits
+from tables import Table
 
 from superduper.errors import InvalidInput
 from superduper.imputations import fit_domain as measuring
@@ -17,20 +18,6 @@ from superduper.serving.failures import Failure
 
 DIGITS = load_digits().data
 CANCER = load_breast_cancer().data
-
-
-class Table:
-    """Rows that are there already."""
-
-    def __init__(self, rows: Any) -> None:
-        self.rows = torch.as_tensor(np.array(rows), dtype=torch.float64)
-
-    @property
-    def n(self) -> int:
-        return len(self.rows)
-
-    def take(self, index: torch.Tensor) -> torch.Tensor:
-        return self.rows[index]
 
 
 def shuffled(data: Any, seed: int = 0) -> Any:

@@ -95,7 +95,10 @@ class Enough(Policy):
             raise EarlyStopping(f"{self.heard} steps are enough")
 
 
-ENDS_AS = ("final_hash", "initial_hash", "data", "history", "steps", "best", "metrics", "stopped")
+ENDS_AS = (
+    *("final_hash", "initial_hash", "data", "history", "steps", "best", "metrics", "stopped"),
+    "domain",
+)
 
 
 def test_killed_at_random_steps_it_ends_as_one_that_was_never_stopped(
@@ -113,6 +116,7 @@ def test_killed_at_random_steps_it_ends_as_one_that_was_never_stopped(
         "policies": ({"name": "enough"},),
         "max_epochs": 100,
         "patience": 100,
+        "out_of_domain": 0.1,
     }
     straight = fitting.fit(fitting.declare(**settings))
     assert straight["stopped"] == "240 steps are enough"
@@ -136,6 +140,11 @@ def test_killed_at_random_steps_it_ends_as_one_that_was_never_stopped(
     run = fitting.work.runs.get(ended["result"]["run"])
 
     assert {key: run[key] for key in ENDS_AS} == {key: straight[key] for key in ENDS_AS}
+    kept = [
+        fitting.registry.payload(fitting.registry.get("docs", "model", name, 2))["domain"]["blob"]
+        for name in ("model", "again")
+    ]
+    assert run["domain"]["calibrated_on"] == 20 and kept[0] == kept[1]
     assert run["resumed_from"]["step"] >= reached > 0
     assert run["parent"] is not None and len(run["steps"]) == 240
     assert fitting.imputations.get("docs", record.name).active == 1

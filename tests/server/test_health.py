@@ -132,18 +132,26 @@ def test_figures_tell_how_filling_goes(client: TestClient, database: Database[An
             "expires_at": now + 600_000,
             "seen_at": now - 3_000,
             "lag_ms": 1_500,
-            "counters": {"filled": 18, "superseded": 2, "history_lost": 1, "ChildDied": 4},
+            "counters": {
+                **{"filled": 18, "superseded": 2, "out_of_domain": 5},
+                **{"history_lost": 1, "ChildDied": 4},
+            },
         }
     )
     case = Case("a", "hash", 1)
     Failures(database, record.id).fail([(case, {"message": "it is poison"})], 1, now)
     Failures(database, record.id).fail([(Case("b", "hash", 1), {})], 3, now)
+    outside = {"distance": 3.0, "threshold": 2.0}
+    Failures(database, record.id).turn_away([(Case("c", "hash", 1), outside)], now)
     found = figures()
     assert found[f"superduper_watcher_held{of_docs}"] == 1
     assert found[f"superduper_watcher_lag_seconds{of_docs}"] == 1.5
     assert 3 <= found[f"superduper_watcher_silent_seconds{of_docs}"] < 60
     assert found['superduper_fills_total{collection="docs",result="filled"}'] == 18
     assert found['superduper_fills_total{collection="docs",result="superseded"}'] == 2
+    assert found['superduper_fills_total{collection="docs",result="out_of_domain"}'] == 5
+    of_outside = '{collection="docs",imputation="w",state="out_of_domain"}'
+    assert found[f"superduper_failures{of_outside}"] == 1
     assert found[f"superduper_history_lost_total{of_docs}"] == 1
     assert found['superduper_child_deaths_total{cause="died",collection="docs"}'] == 4
     assert found[f"superduper_backlog_documents{of_w}"] == 31, "30 of the scan, one to try again"

@@ -115,6 +115,60 @@ def test_published_weights_are_put_into_the_model(registry: Registry) -> None:
     assert loaded.a.weight is loaded.b.weight and not loaded.training
 
 
+def with_domain(registry: Registry, threshold: float = 1.0) -> Component:
+    """A trained version that has a domain."""
+    if not registry.versions("docs", "model", "m"):
+        register(registry, "m", seal({"object": torch.nn.Linear(1, 1)}))
+    weights = save({"weight": torch.ones(1, 1), "bias": torch.ones(1)})
+    domain = save({"threshold": torch.tensor(threshold)})
+    return registry.publish_weights("docs", "m", 1, weights, {}, domain)
+
+
+def test_a_domain_comes_with_its_version_and_makes_it_another_one(registry: Registry) -> None:
+    made = with_domain(registry)
+    assert load(registry.payload(made))["domain"] == {"threshold": torch.tensor(1.0)}
+    weights = registry.payload(made)["weights"]["blob"]
+    assert registry.publish_weights("docs", "m", 1, weights, {}).version == made.version + 1
+    assert with_domain(registry) == made
+    assert with_domain(registry, 2.0).version == made.version + 2
+    plain = registry.get("docs", "model", "m", 1)
+    assert load(registry.payload(plain))["domain"] is None
+
+
+@pytest.mark.parametrize("harm", ["bytes", "left out", "another", "weights", "unsigned"])
+def test_a_domain_that_is_not_the_one_that_was_signed_is_rejected_before_the_pickle(
+    registry: Registry, read: list[str], harm: str
+) -> None:
+    made, other = with_domain(registry), with_domain(registry, 9.0)
+    payload = registry.payload(made)
+    if harm == "bytes":
+        blob = payload["domain"]["blob"]
+        payload["domain"]["blob"] = blob[:-1] + bytes([blob[-1] ^ 1])
+    elif harm == "left out":
+        payload["domain"] = None
+    elif harm == "another":
+        payload["domain"] = registry.payload(other)["domain"]
+    elif harm == "weights":
+        payload["domain"] = payload["weights"]
+    else:
+        del payload["component"]["record"]["domain"]
+    read.clear()
+    with pytest.raises(ArtifactRejected):
+        load(payload)
+    assert read == []
+
+
+def test_a_domain_is_no_garbage_while_a_version_names_it(
+    registry: Registry, database: Database[Any], keyring: Keyring
+) -> None:
+    made = with_domain(registry)
+    store = ArtifactStore(database, keyring)
+    assert store.collect_garbage(min_age_hours=-1) == 0
+    assert load(registry.payload(made))["domain"] is not None
+    registry.delete("docs", "model", "m", made.version)
+    assert store.collect_garbage(min_age_hours=-1) == 2  # with the weights
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [

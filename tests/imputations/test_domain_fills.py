@@ -10,7 +10,7 @@ import torch
 from pymongo.database import Database
 from safetensors.torch import load, save
 from sklearn.datasets import load_digits
-from test_domain import Table
+from tables import Table
 from watching import Watching
 
 from superduper.errors import InvalidInput
