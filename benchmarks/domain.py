@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from superduper.imputations.fit_domain import fit_domain
-from superduper.serving.hosted import predict_stored
 from superduper.serving.predictor import Predictor
+from superduper.serving.stored import predict_stored
 from superduper.serving.vectors import Vectors
 
 FEATURES = 64

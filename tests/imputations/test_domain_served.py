@@ -11,8 +11,8 @@ from tables import Table
 from superduper.fields import tensors
 from superduper.imputations.fit_domain import fit_domain
 from superduper.serving.domain import Domain
-from superduper.serving.hosted import predict_stored
 from superduper.serving.predictor import Predictor
+from superduper.serving.stored import predict_stored
 from superduper.serving.vectors import VectorOutcomes, Vectors
 
 ROWS = np.random.default_rng(0).normal(size=(300, 3)).astype("<f4")
