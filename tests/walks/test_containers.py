@@ -1,6 +1,9 @@
 """Dockerfile and docker-compose.yml agree with the command line and the package."""
 
+import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -57,7 +60,7 @@ def test_everybody_has_a_password_and_no_other() -> None:
 
 def test_the_worker_may_keep_account_in_all_our_collections() -> None:
     script = (ROOT / "scripts" / "mongo_users.js").read_text()
-    named = re.findall(r'"([a-z.]+)"', script[script.index("KEPT = ") : script.index("ROLES")])
+    named = re.findall(r'"([a-z.]+)"', script[script.index("ADDED = ") : script.index("ROLES")])
     written = set()
     for path in (ROOT / "superduper").rglob("*.py"):
         written |= set(
@@ -67,6 +70,55 @@ def test_the_worker_may_keep_account_in_all_our_collections() -> None:
     assert len(written) > 8
     # The last is a mark inside sealed objects, not a collection.
     assert written - set(named) <= {"audit", "tokens", "storage"}
+
+
+ROLES_OF_SCRIPT = """
+const [script] = process.argv.slice(1), made = {};
+const db = { getSiblingDB: () => ({
+  createRole: ({ role, privileges }) => { made[role] = privileges; }, createUser: () => {} }) };
+const modules = { fs: { readFileSync: () => "password" } };
+const text = require("fs").readFileSync(script, "utf8");
+new Function("require", "db", "process", text)((name) => modules[name], db, process);
+console.log(JSON.stringify(made));
+"""
+
+
+def rights(role: str, **environment: str) -> dict[str, set[str]]:
+    """What the script lets a user do, by collection; in those of `""`, in all."""
+    script = str(ROOT / "scripts" / "mongo_users.js")
+    done = subprocess.run(
+        ["node", "-e", ROLES_OF_SCRIPT, script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **environment},
+    )
+    found: dict[str, set[str]] = {}
+    for each in json.loads(done.stdout)[role]:
+        found.setdefault(each["resource"]["collection"], set()).update(each["actions"])
+    return found
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs a JavaScript interpreter")
+def test_with_named_collections_every_right_is_for_one_of_them() -> None:
+    for role in ("superduperServer", "superduperWorker"):
+        may = rights(role, SUPERDUPER_COLLECTIONS="docs,more")
+        assert may[""] == {"listCollections"}
+        assert may["docs"] == may["more"]
+        assert "insert" in may["superduper.audit"]
+        assert not {"update", "remove"} & may["superduper.audit"]
+        everything = set().union(*may.values())
+        assert not {"dropCollection", "dropIndex", "dropDatabase", "bypassDocumentValidation"} & (
+            everything
+        )
+    assert (
+        "remove"
+        not in rights("superduperServer", SUPERDUPER_COLLECTIONS="docs")["superduper.tokens"]
+    )
+    worker = rights("superduperWorker", SUPERDUPER_COLLECTIONS="docs")
+    assert not {"superduper.tokens", "superduper.traffic"} & set(worker)
+    assert not {"insert", "remove"} & (worker["docs"] | worker["superduper.imputations"])
+    assert not {"insert", "remove"} & rights("superduperWorker", SUPERDUPER_COLLECTIONS="")[""]
 
 
 @pytest.mark.parametrize("name", ["server", "worker"])
