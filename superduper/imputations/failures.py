@@ -254,7 +254,9 @@ def _is_of(case: Case) -> dict[str, Any]:
 
 
 def _at_least(attempts: int, case: Case) -> dict[str, Any]:
-    return {"$cond": [_is_of(case), {"$max": ["$attempts", attempts]}, attempts]}
+    # One more may have been counted that was not made, because it was one too many.
+    most = {"$min": [MAX_ATTEMPTS, {"$max": ["$attempts", attempts]}]}
+    return {"$cond": [_is_of(case), most, attempts]}
 
 
 def _dead_or_retried() -> dict[str, Any]:

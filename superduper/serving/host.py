@@ -1,7 +1,8 @@
 """A model host as its parent sees it: a child process that holds one model and answers predictions.
 
 The child is started when it is first needed. A child that died is started again at the next
-request, after a pause that grows; one that dies again and again is given up for a while.
+request, after a pause that grows; one that dies again and again is given up for a while. After the
+first death there is a spare one (`spare.py`).
 """
 
 import socket
@@ -9,14 +10,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from bson import Binary
 
 from superduper.errors import ChildDied, NotReady, SuperduperError, TimedOut
 from superduper.serving.batches import Outcomes
 from superduper.serving.figures import Figures
-from superduper.serving.loading import Launch, Payload, choose_form, load
+from superduper.serving.loading import Child, Launch, Payload, choose_form, load
+from superduper.serving.spare import Spare
 from superduper.serving.vectors import VectorOutcomes, Vectors
 
 Message = dict[str, Any]
@@ -47,6 +49,14 @@ class Wishes(Protocol):
     def report(self, wish: Mapping[str, Any], report: Mapping[str, Any]) -> None: ...
 
 
+class _Ready(NamedTuple):
+    """A child that has loaded the model, what is known of it, and `wished_at`."""
+
+    child: Child
+    details: dict[str, Any]
+    wished_at: int | None
+
+
 class ModelHost:
     """One model in one child process. Safe for several threads: one request runs at a time.
 
@@ -70,7 +80,9 @@ class ModelHost:
         self._figures = figures or Figures()
         self.details: dict[str, Any] = {}
         self._payload = payload
+        self._launch = launch
         self._child = launch(f"model {name}")
+        self._spare = Spare(name, self._load, lambda ready: ready.child.kill())
         self._loaded = False
         self._setbacks = _Setbacks(name, clock)
         self._lock = threading.Lock()
@@ -158,8 +170,12 @@ class ModelHost:
 
     @property
     def memory_mb(self) -> int:
-        """What the child took once it had loaded the model; 0 while it has not."""
-        return int(self.details.get("memory_mb", 0)) if self.is_loaded else 0
+        """What the child took once it had loaded the model; 0 while it has not.
+
+        Twice as much while there is a spare one.
+        """
+        taken = int(self.details.get("memory_mb", 0)) if self.is_loaded else 0
+        return 2 * taken if self._spare.is_ready else taken
 
     @property
     def closed(self) -> bool:
@@ -173,6 +189,7 @@ class ModelHost:
                 self._closed.set()
         self._closed.set()
         self._child.kill()
+        self._spare.drop()
 
     def _ask(self, values: Sequence[Any], timeout: float | None, plain: bool) -> Outcomes:
         told: dict[str, Any] = {}
@@ -219,34 +236,49 @@ class ModelHost:
             return
         self._closed.wait(self._setbacks.pause())
         self._check_open()
-        self._loaded = False
-        payload = self._payload() if callable(self._payload) else self._payload
-        wish = self._wishes.get() if self._wishes is not None else None
+        died, self._loaded = self._loaded, False
         try:
-            self.details = load(self._child, payload, "model", self.name)
-            self.wished_at = None if wish is None else wish["set_at"]
-            if wish is not None:
-                self._have_form(payload, wish)
+            ready = self._spare.take() or self._load(self._child)
         except SuperduperError as error:
-            self._child.kill()
             self._check_open()
             self._setbacks.add(error)
             raise
+        self._child, self.details, self.wished_at = ready
         self._loaded = True
         if self.closed:  # `close` may have come before there was anything to end
             self._child.kill()
+        elif died:
+            self._spare.prepare()
+            if self.closed:
+                self._spare.drop()
 
-    def _have_form(self, payload: Payload, wish: Mapping[str, Any]) -> None:
+    def _load(self, child: Child | None = None) -> "_Ready":
+        """Have a child, or a new one, load the model and choose its form."""
+        child = child or self._launch(f"model {self.name}")
+        payload = self._payload() if callable(self._payload) else self._payload
+        wish = self._wishes.get() if self._wishes is not None else None
+        try:
+            details = load(child, payload, "model", self.name)
+            if wish is None:
+                return _Ready(child, details, None)
+            return _Ready(child, self._with_form(child, details, payload, wish), wish["set_at"])
+        except SuperduperError:
+            child.kill()
+            raise
+
+    def _with_form(
+        self, child: Child, details: dict[str, Any], payload: Payload, wish: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """Have the child choose its form; one that ends it is not tried again before it is wished.
 
         Whatever becomes of it, the model is loaded then.
         """
         assert self._wishes is not None
-        found = choose_form(self._child, wish)
-        if not self._child.alive:
-            self.details = load(self._child, payload, "model", self.name)
-        self.details = {**self.details, **found}
+        found = choose_form(child, wish)
+        if not child.alive:
+            details = load(child, payload, "model", self.name)
         self._wishes.report(wish, found["form"])
+        return {**details, **found}
 
     def _check_open(self) -> None:
         if self.closed:

@@ -249,6 +249,22 @@ POISON = {
 }
 
 
+def test_where_every_attempt_took_its_worker_along_three_are_told(
+    database: Database[Any],
+) -> None:
+    filling = Filling(database)
+    filling.docs.insert_one({"_id": 1, "x": 1})
+    case = Case(1, input_hash([1]), 1)
+    failures_of = filling.filler.failures
+    assert [failures_of.begin(case, filling.now) for _ in range(3)] == [1, 2, 3]
+    [failure] = failures_of.known([1]).values()
+    filling.filler.retry(failure)
+    [failure] = failures_of.known([1]).values()
+    assert (failure["attempts"], failure["state"]) == (3, "dead")
+    assert failure["error"]["type"] == "WorkerDied"
+    assert filling.docs.find_one({"_id": 1}) == {"_id": 1, "x": 1}
+
+
 def test_of_two_workers_at_one_document_the_later_attempt_counts(database: Database[Any]) -> None:
     """As after a change of leaders, while a helper still waits for its own attempt."""
     record, case = Failures(database, "docs/imputation"), Case("a", "hash", 1)

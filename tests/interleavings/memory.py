@@ -150,6 +150,7 @@ EXPRESSIONS: dict[str, Callable[[Any], Any]] = {
     "$type": type_name,
     "$ifNull": lambda pair: next(each for each in pair if each is not MISSING and each is not None),
     "$max": lambda many: max(each for each in many if each is not MISSING),
+    "$min": min,
     "$gte": lambda pair: pair[0] >= pair[1],
     "$mergeObjects": _merged,
 }
