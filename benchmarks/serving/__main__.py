@@ -2,7 +2,9 @@
 
 PYTHON is that of an environment with litserve, mosec and torch (versions: rivals.txt). All servers
 are up at the same time and are asked in turn, round by round; each gets one JSON row of 64 floats a
-request. `bodies` instead of a model compares forms of one large row on our own server.
+request. With `--forms bf16 int8` ours is there once more in each of these, if it agrees within
+`TOLERANCE` on `COMPARED` random inputs. `bodies` instead of a model compares forms of one large row
+on our own server.
 """
 
 import argparse
@@ -32,6 +34,7 @@ from benchmarks.serving.models import DIM, PICTURE, SIZES, Mlp
 HERE = Path(__file__).parent
 CONNECTIONS = (1, 16, 64)
 BODY = json.dumps({"inputs": [[round(0.01 * n, 4) for n in range(DIM)]]})
+COMPARED, TOLERANCE = 100, 0.05
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -87,7 +90,7 @@ def started(command: list[str], **environment: str) -> Iterator["subprocess.Pope
 
 
 @contextlib.contextmanager
-def ours(model: str) -> Iterator[Served]:
+def ours(model: str, form: str = "plain") -> Iterator[Served]:
     """Our server with tokens, on an embedded store."""
     with store() as client:
         command = [sys.executable, "-m", "superduper_server.cli", "serve", "--uri", client.address]
@@ -100,6 +103,10 @@ def ours(model: str) -> Iterator[Served]:
                 docs = http["bench"]["docs"]
                 sizes = {**SIZES, **PICTURE}[model]
                 docs.create_model("model", Mlp(sizes), sample=torch.zeros(sizes[0]))
+                inputs = list(torch.randn(COMPARED, sizes[0]))
+                told = docs.model("model").set_form(form, inputs, tolerance=TOLERANCE)
+                if told["report"] is not None:
+                    print(form, told["report"], flush=True)
             path = "/v1/collections/docs/models/model/predict"
             yield Served(process, ready["url"] + path, ready["token"])
 
@@ -177,10 +184,14 @@ def milliseconds(said: str, share: str) -> float:
     return float(found[1]) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[found[2]]
 
 
-def run(model: str, python: str | None, rounds: int, seconds: int) -> dict[str, Any]:
+def run(
+    model: str, python: str | None, forms: list[str], rounds: int, seconds: int
+) -> dict[str, Any]:
     """Every server at every number of connections, in turn."""
     with contextlib.ExitStack() as stack:
         servers = {"superduper": stack.enter_context(ours(model))}
+        for form in forms:
+            servers[f"superduper {form}"] = stack.enter_context(ours(model, form))
         for name in ("mosec", "litserve") if python else ():
             servers[name] = stack.enter_context(rival(name, str(python), model))
         for name, served in servers.items():
@@ -240,6 +251,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.serving", description=__doc__)
     parser.add_argument("model", choices=[*SIZES, "bodies"])
     parser.add_argument("--rivals", help="the Python of the others' environment")
+    parser.add_argument("--forms", nargs="*", default=[], help="Faster forms of ours, as well.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=4)
     options = parser.parse_args()
@@ -247,7 +259,7 @@ def main() -> None:
     if options.model == "bodies":
         result = run_bodies(options.rounds, options.seconds)
     else:
-        result = run(options.model, options.rivals, options.rounds, options.seconds)
+        result = run(options.model, options.rivals, options.forms, options.rounds, options.seconds)
     result |= {
         "command": "python -m benchmarks.serving "
         + " ".join("PYTHON" if each == options.rivals else each for each in sys.argv[1:]),
