@@ -4,7 +4,7 @@ For each name (a token's id, an address) there is how much of it is held now, an
 a value and the time of it. For the event loop's thread.
 """
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from typing import Protocol
 
 REMEMBERED = 10_000
@@ -34,7 +34,7 @@ class OwnLedger:
     """The ledger of a process that serves alone."""
 
     def __init__(self) -> None:
-        self._held: Counter[str] = Counter()
+        self._held: dict[str, int] = {}
         self._notes: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def __enter__(self) -> None:
@@ -45,12 +45,12 @@ class OwnLedger:
 
     def held(self, name: str) -> int:
         """How much is held."""
-        return self._held[name]
+        return self._held.get(name, 0)
 
     def hold(self, name: str, more: int) -> None:
         """Hold more."""
-        self._held[name] += more
-        if not self._held[name]:
+        held = self._held[name] = self._held.get(name, 0) + more
+        if not held:
             del self._held[name]
 
     def note(self, name: str) -> tuple[float, float] | None:

@@ -306,6 +306,7 @@ class Predictions:
     def _answer(self, ticket: Ticket, result: Outcomes | Exception) -> None:
         if ticket in self._under_way:
             self._under_way.remove(ticket)
+            ticket.request = None  # they know each other: else both wait for the collector
             ticket.reply(result)
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
