@@ -175,6 +175,7 @@ class Member:
         handlers: dict[str, Callable[[Message], Any]] = {
             "predict": self._predict,
             "ask": self._ask,
+            "try_out": lambda fields: self._hosts.try_out(**fields),
             "states": lambda fields: [state.to_document() for state in self._hosts.states()],
             "is_loaded": lambda fields: self._hosts.is_loaded(fields["id"]),
             "reload": lambda fields: self._hosts.reload(self._component(fields)),

@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from superduper.errors import NotReady, SuperduperError, TooManyRequests
 from superduper.jobs.channel import Message
 from superduper.serving.batches import Outcomes, Request
 from superduper.serving.figures import ModelState
+from superduper.serving.loading import Payload
 from superduper.serving.model_hosts import Component, ModelHosts
 from superduper.store.component import Component as Registered
 from superduper_server.link import Link
@@ -145,6 +146,19 @@ class SharedHosts(ModelHosts):
         """A model process's answer to something else than a prediction."""
         found: Message = self._ask_of(component, "ask", {"timeout": timeout, "message": message})
         return found
+
+    def try_out(
+        self,
+        payload: Payload,
+        kind: str,
+        sample: Any = None,
+        has_sample: bool = False,
+        wish: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Load a component in a fresh child of the other process, and run it on its sample."""
+        fields = {"payload": payload, "kind": kind, "sample": sample, "has_sample": has_sample}
+        details: dict[str, Any] = self.call("try_out", **fields, wish=wish)
+        return details
 
     def states(self) -> list[ModelState]:
         """The models that are loaded, or about to be."""

@@ -9,7 +9,6 @@ from superduper.handlers import forms
 from superduper.handlers.context import Context
 from superduper.handlers.imputations import KIND_PINS
 from superduper.handlers.traffic import check_unused
-from superduper.imputations.hosting import try_out
 from superduper.store.component import Component
 from superduper.store.forms import PLAIN
 
@@ -22,7 +21,7 @@ def register(context: Context, command: commands.RegisterComponent, author: str)
     wish = forms.wish_of(context, command)
     if known is not None and not command.has_sample and wish is None:
         return _shown(context, known)
-    details = try_out(
+    details = context.hosts.try_out(
         context.registry.payload(draft),
         command.kind,
         command.sample,

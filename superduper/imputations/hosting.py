@@ -1,11 +1,10 @@
 """Model hosts put together: the serving side's logic in the child processes of the jobs side."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from superduper.jobs.channel import Channel, serve
 from superduper.jobs.child import Child
-from superduper.serving import loading
 from superduper.serving.host import Wishes
 from superduper.serving.hosts import Hosts, Payloads
 
@@ -32,14 +31,3 @@ def open_hosts(
     Without `wishes` models have their plain form.
     """
     return Hosts(registry, launch, wishes, max_hosts=max_hosts)
-
-
-def try_out(
-    payload: loading.Payload,
-    kind: str,
-    sample: Any = None,
-    has_sample: bool = False,
-    wish: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Load a component in a fresh child, and run a model on its sample; see `loading.try_out`."""
-    return loading.try_out(payload, kind, launch, sample, has_sample, wish)

@@ -3,12 +3,13 @@
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from superduper import settings
 from superduper.errors import NotReady, SuperduperError
+from superduper.serving import loading
 from superduper.serving.batcher import Batcher
 from superduper.serving.batches import Outcomes, Request
 from superduper.serving.figures import Figures, ModelState
@@ -166,6 +167,17 @@ class Hosts(ModelHosts):
             self.reload(component)
         except SuperduperError as error:  # what answers now goes on
             logger.warning("%s: %s", component.id, error, extra={"event": "model.form"})
+
+    def try_out(
+        self,
+        payload: Payload,
+        kind: str,
+        sample: Any = None,
+        has_sample: bool = False,
+        wish: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Load a component in a fresh child, and run it on its sample; see `loading.try_out`."""
+        return loading.try_out(payload, kind, self._launch, sample, has_sample, wish)
 
     def unload(self, component_id: str) -> None:
         """Let a model go once what it was asked has been answered; nothing if it is not loaded."""

@@ -12,6 +12,7 @@ from superduper.serving.batcher import submit
 from superduper.serving.batches import Outcomes, Request
 from superduper.serving.figures import ModelState
 from superduper.serving.host import Message
+from superduper.serving.loading import Payload
 
 
 class Component(Protocol):
@@ -40,6 +41,17 @@ class ModelHosts(ABC):
     @abstractmethod
     def ask(self, component: Component, message: Message, timeout: float) -> Message:
         """A model process's answer to something else than a prediction; see `ModelHost.ask`."""
+
+    @abstractmethod
+    def try_out(
+        self,
+        payload: Payload,
+        kind: str,
+        sample: Any = None,
+        has_sample: bool = False,
+        wish: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Load a component in a fresh child, and run it on its sample; see `loading.try_out`."""
 
     @abstractmethod
     def states(self) -> list[ModelState]:

@@ -22,7 +22,8 @@ from superduper.errors import (
     UserCodeError,
 )
 from superduper.fields import codec
-from superduper.imputations.hosting import launch, try_out
+from superduper.imputations.hosting import launch
+from superduper.serving import loading
 from superduper.serving.host import FRAME_BYTES, ModelHost, frames
 from superduper.serving.hosted import wanted_batching
 from superduper.serving.predictor import Predictor
@@ -31,6 +32,11 @@ from superduper.store.registry import Registry
 
 OpenHost = Callable[..., ModelHost]
 LABELS = ["cat", "dog", "fish"]
+
+
+def try_out(payload: Any, kind: str, *sample: Any) -> dict[str, Any]:
+    """What a component is like; `sample` is a value, and that there is one."""
+    return loading.try_out(payload, kind, launch, *sample)
 
 
 class MyModel(torch.nn.Module):
