@@ -18,6 +18,7 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from superduper import settings
 from superduper.errors import LostLease, NotFound, SuperduperError
+from superduper.imputations.counters import Counters
 from superduper.imputations.decide import RAW
 from superduper.imputations.events import Call, Echoes
 from superduper.imputations.failures import Failures
@@ -26,7 +27,7 @@ from superduper.imputations.fill import is_server_trouble
 from superduper.imputations.graph import Graph
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.isolate import Isolation, Outcome, Patience, Predictor
-from superduper.imputations.process import Counters, Filler
+from superduper.imputations.process import Filler
 from superduper.imputations.scan import Scan
 from superduper.imputations.turn import Turn
 from superduper.store.mongo import server_now_ms

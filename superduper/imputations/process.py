@@ -4,18 +4,16 @@
 by side. A document whose input moved in between is read again and computed again.
 """
 
-import threading
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 from pymongo.collection import Collection
 from pymongo.database import Database
 
 from superduper.imputations.corrections import Correction, Corrections, Touch, corrections_in
-from superduper.imputations.decide import RAW, Work, decide, read_as, split_outputs
+from superduper.imputations.counters import Counters
+from superduper.imputations.decide import RAW, Work, decide
 from superduper.imputations.events import Echoes
 from superduper.imputations.failures import (
     KILLED,
@@ -26,18 +24,13 @@ from superduper.imputations.failures import (
     key_of,
     stands,
 )
-from superduper.imputations.fill import LARGE_BYTES, Fill, removal_of, write
+from superduper.imputations.fill import removal_of, write
 from superduper.imputations.graph import Graph, inputs_of
 from superduper.imputations.imputation import ImputationRecord
-from superduper.imputations.isolate import Isolation, Outcome
+from superduper.imputations.isolate import Isolation
+from superduper.imputations.judge import judge
 from superduper.imputations.layers import Layers
-from superduper.imputations.provenance import (
-    FILL,
-    as_one_value,
-    fill_of,
-    fill_record,
-    input_hash,
-)
+from superduper.imputations.provenance import FILL, as_one_value, fill_of, input_hash
 from superduper.imputations.writing import Batch, Prepared
 
 ROUNDS = 6
@@ -48,26 +41,6 @@ class Look(NamedTuple):
 
     documents: Sequence[RawBSONDocument]
     known: Known
-
-
-class Counters:
-    """What was done, by name; for several threads."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-        self._lock = threading.Lock()
-
-    def add(self, name: str, count: int = 1) -> None:
-        """Count something that happened."""
-        if count:
-            with self._lock:
-                self._counts[name] += count
-
-    def take(self) -> dict[str, int]:
-        """All counts since they were last taken."""
-        with self._lock:
-            counts, self._counts = self._counts, Counter()
-        return dict(counts)
 
 
 class Filler:
@@ -187,7 +160,7 @@ class Filler:
         else:
             value = as_one_value(work.values, self.record.input_paths)
             outcome = self.isolation.alone(value, attempts)
-            self._judge(work, outcome, prepared, self.clock())
+            judge(self.record, work, outcome, prepared, self.clock())
         self.finish(prepared)
 
     def _look(self, document_ids: Sequence[Any]) -> Look:
@@ -276,43 +249,7 @@ class Filler:
         outcomes = self.isolation.predict(values, count_attempt, held_up)
         at = self.clock()
         for work, outcome in zip(works.values(), outcomes, strict=True):
-            self._judge(work, outcome, prepared, at)
-
-    def _judge(self, work: Work, outcome: Outcome, prepared: Prepared, at: int) -> None:
-        """Sort one outcome: to be written, out of domain, withheld or failed."""
-        if outcome.get("out_of_domain"):  # then what the model makes of it is no matter
-            prepared.outside.append((work.case, outcome["out_of_domain"]))
-            return
-        if outcome.get("error"):
-            prepared.failed.append((work.case, outcome["error"]))
-            return
-        confidence = outcome.get("confidence")
-        least = self.record.spec.get("min_confidence")
-        if least is not None and not (confidence is not None and confidence >= least):
-            prepared.withheld.append((work.case, outcome))
-            return
-        try:
-            outputs = split_outputs(outcome.get("value"), self.record.write_paths)
-            due = (*work.missing, *work.stale)
-            fills = [self._fill(work, path, outputs[path], confidence, at) for path in due]
-        except (ValueError, BSONError, OverflowError) as error:
-            described = {"type": type(error).__name__, "message": str(error)}
-            prepared.failed.append((work.case, described))
-            return
-        prepared.fills += [(work, fill) for fill in fills]
-
-    def _fill(self, work: Work, path: str, value: Any, confidence: float | None, at: int) -> Fill:
-        inputs = read_as(self.record, work.document, work.values)
-        record = fill_record(
-            imputation=self.record.name,
-            version=work.case.version,
-            at=at,
-            inputs=work.case.input,
-            value=value,
-            confidence=confidence,
-        )
-        large = len(work.document.raw) > LARGE_BYTES
-        return Fill(work.document_id, inputs, path, value, record, work.stale.get(path), large)
+            judge(self.record, work, outcome, prepared, at)
 
     # Writing ---------------------------------------------------------------------------------
 

@@ -6,11 +6,12 @@ from typing import Any
 import bson
 from pymongo.database import Database
 
+from superduper.imputations.counters import Counters
 from superduper.imputations.events import Echoes
 from superduper.imputations.failures import key_of
 from superduper.imputations.imputation import ImputationRecord
 from superduper.imputations.isolate import Isolation, Patience
-from superduper.imputations.process import Counters, Filler
+from superduper.imputations.process import Filler
 from superduper.imputations.provenance import value_hash
 
 

@@ -16,11 +16,12 @@ import bson
 from greenlet import getcurrent, greenlet
 
 from superduper.imputations.corrections import Touch
+from superduper.imputations.counters import Counters
 from superduper.imputations.events import Echoes
 from superduper.imputations.failures import key_of
 from superduper.imputations.imputation import ImputationRecord
 from superduper.imputations.isolate import Isolation, Patience
-from superduper.imputations.process import Counters, Filler
+from superduper.imputations.process import Filler
 from superduper.imputations.provenance import fill_of, input_hash, is_ours, value_hash
 from superduper.imputations.revert import redo_version, revert_version
 from tests.interleavings.memory import MemoryDatabase
