@@ -299,7 +299,7 @@ class TestTrouble:
         joined.add_fields(lambda value: seen.append(joined.document()) or describe(value))  # type: ignore[func-returns-value]
         patience = joined.fillers[2].isolation.patience
         if how == "was never seen":
-            patience._slowest = None
+            patience._paces.clear()
         else:
             patience.learn(1, 2 * turn.JOIN_SECONDS)
         joined.docs.insert_one({"_id": 1, "x": 1})
