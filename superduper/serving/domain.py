@@ -24,6 +24,8 @@ import torch
 from superduper.serving.failures import Failure
 
 FEATURES = 256
+NUMBERS = 1 << 20
+"""How many features are looked at at once, of however many samples."""
 PULLED_IN = 2.0
 """From about how many deviations on a logarithm takes hold."""
 _SPACE = ("mean", "deviation", "places", "signs")
@@ -114,6 +116,7 @@ class Domain:
         self.factor = factor
         self.reaches = reaches
         self.threshold = threshold
+        self._at_once = max(1, NUMBERS // max(1, len(space.mean)))
         self._views = _View(references, reaches[0]), _View(references @ factor, reaches[1])
 
     @classmethod
@@ -142,6 +145,9 @@ class Domain:
 
     def holds(self, batch: torch.Tensor) -> bool:
         """Whether no sample of a batch is out of domain."""
+        return all(map(self._all_inside, torch.split(batch, self._at_once)))
+
+    def _all_inside(self, batch: torch.Tensor) -> bool:
         rows = as_rows(batch, len(batch))
         if rows is None or rows.shape[1] != len(self.space.mean):
             return False
@@ -149,13 +155,15 @@ class Domain:
 
     def outside(self, samples: Sequence[Any]) -> list[Outside | None]:
         """For each sample what makes it out of domain; None if it is not, or has failed already."""
-        if not samples:
-            return []
-        distances = self.distances(self._rows(samples)).tolist()
-        return [
-            None if isinstance(sample, Failure) else self._judged(distance)
-            for sample, distance in zip(samples, distances, strict=True)
-        ]
+        found: list[Outside | None] = []
+        for first in range(0, len(samples), self._at_once):
+            part = samples[first : first + self._at_once]
+            distances = self.distances(self._rows(part)).tolist()
+            found += [
+                None if isinstance(sample, Failure) else self._judged(distance)
+                for sample, distance in zip(part, distances, strict=True)
+            ]
+        return found
 
     def _rows(self, samples: Sequence[Any]) -> torch.Tensor:
         width = len(self.space.mean)

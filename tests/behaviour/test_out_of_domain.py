@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from definitions import DIM, SETTINGS, documents, register
-from superduper.errors import InvalidInput, SuperduperError
+from superduper.errors import AlreadyExists, InvalidInput, SuperduperError
 from superduper.predicting import inputs_of
 from tests.waiting import until
 
@@ -104,3 +104,16 @@ def test_it_is_refused_where_nothing_is_trained_and_where_there_is_too_little(do
     with pytest.raises(SuperduperError, match=r"at least 99 documents .* there are \d+"):
         imputation.wait(timeout=120, progress=False)
     assert imputation.status == "failed"
+
+
+def test_what_was_declared_before_the_setting_was_known_is_the_same_still(docs, place):
+    docs.insert_one({"text": "abc"})
+    docs.create_model("length", len)
+    settings = {"model": "length", "model_key": "text", "target_key": "n", "watcher": False}
+    first = docs.create_imputation(**settings)
+    place.database["superduper.imputations"].update_one(
+        {"collection": docs.name}, {"$unset": {"spec.out_of_domain": ""}}
+    )
+    assert docs.create_imputation(**settings).name == first.name
+    with pytest.raises(AlreadyExists, match="other settings"):
+        docs.create_imputation(**{**settings, "min_confidence": 0.5})

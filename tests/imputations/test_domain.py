@@ -111,6 +111,23 @@ def test_a_sample_is_as_far_alone_as_in_a_batch_and_after_it_was_kept() -> None:
     assert domain.holds(inside) and not domain.holds(torch.cat([inside, -rows[:1]]))
 
 
+def test_large_samples_are_looked_at_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = shuffled(DIGITS)
+    domain = fitted(data, 0.1, 200, 60)
+    rows = torch.tensor(data[260:360])
+    wanted = domain.outside([*rows])
+    monkeypatch.setattr("superduper.serving.domain.NUMBERS", 7 * 64)
+    parted = Domain.of(domain.tensors())
+    sizes: list[int] = []
+    distances = parted.distances
+    monkeypatch.setattr(
+        parted, "distances", lambda rows: sizes.append(len(rows)) or distances(rows)
+    )
+    found = parted.outside([*rows])
+    assert [each is None for each in found] == [each is None for each in wanted]
+    assert not parted.holds(rows) and max(sizes) == 7
+
+
 def test_the_same_seed_gives_the_same_reference() -> None:
     data = shuffled(DIGITS)
     first, same, other = (fitted(data, 0.02, 1300, 200, seed).tensors() for seed in (3, 3, 4))
