@@ -7,7 +7,7 @@ from superduper.errors import InUse
 from superduper.fields.sealing import Sealed
 from superduper.handlers import forms
 from superduper.handlers.context import Context
-from superduper.handlers.imputations import KIND_PINS
+from superduper.handlers.pins import KIND_PINS
 from superduper.handlers.traffic import check_unused
 from superduper.store.component import Component
 from superduper.store.forms import PLAIN

@@ -10,7 +10,7 @@ from superduper import commands
 from superduper.command import build
 from superduper.fields import codec
 from superduper.fields.sealing import seal
-from superduper.handlers.imputations import pins_of
+from superduper.handlers.pins import pins_of
 from superduper.imputations.declare import record_of
 from superduper.imputations.fit import FitContext, fit
 from superduper.imputations.imputation import ImputationRecord, Imputations

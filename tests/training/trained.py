@@ -41,3 +41,8 @@ def parts(dropout: float = 0.0, n: int = 70, workers: int = 0, **optimizer: Any)
 
 def config(folder: Path, **more: Any) -> dict[str, Any]:
     return {"model_dir": str(folder / "run"), "seed": 5, "n_epochs": 3, **more}
+
+
+def rows(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """A run's history without the times."""
+    return [{k: v for k, v in row.items() if k != "dur"} for row in record["history"]]
