@@ -2,8 +2,8 @@
 
 A thread that waits for the model's process would take turns with the loop for the interpreter, many
 times for each batch. So the loop itself sends a batch, and the socket tells it when the answer is
-there. Whatever is not so simple (a process that must be started, is slow or has died, a batch or an
-answer that does not go through the socket at once) is left to a thread, which may wait.
+there. Whatever is not so simple (a process that must be started, is slow or has died, an answer
+that does not come at once) is left to a thread, which may wait.
 """
 
 import asyncio
@@ -97,9 +97,18 @@ class LoopBatcher(Batcher):
             self._hand_over(running)
             return
         self._loop.add_reader(bell, self._answer, running, bell)
+        if not self._host.push():
+            self._loop.add_writer(bell, self._push, running, bell)
+            running.is_sending = True
         running.patience = self._loop.call_later(
             PATIENCE_SECONDS, self._stop_waiting, running, bell
         )
+
+    def _push(self, running: "_Running", bell: int) -> None:
+        """There is room for more of a batch that is larger than what a socket holds."""
+        if self._host.push():
+            self._loop.remove_writer(bell)
+            running.is_sending = False
 
     def _answer(self, running: "_Running", bell: int) -> None:
         try:
@@ -122,6 +131,8 @@ class LoopBatcher(Batcher):
 
     def _forget(self, running: "_Running", bell: int) -> None:
         self._loop.remove_reader(bell)
+        if running.is_sending:
+            self._loop.remove_writer(bell)
         if running.patience is not None:
             running.patience.cancel()
 
@@ -152,12 +163,13 @@ class LoopBatcher(Batcher):
 class _Running:
     """A batch that has been taken."""
 
-    __slots__ = ("batch", "began", "live", "patience")
+    __slots__ = ("batch", "began", "is_sending", "live", "patience")
 
     def __init__(self, batch: list[Request], began: float) -> None:
         self.batch = batch
         self.began = began
         self.live: list[Request] = []
+        self.is_sending = False
         self.patience: asyncio.TimerHandle | None = None
 
 

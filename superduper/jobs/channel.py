@@ -137,15 +137,31 @@ class Channel:
     # Without waiting, for a socket that does not block ---------------------------------------
 
     def begin(self, body: bytes) -> None:
-        """Send as much as there is room for of what `encode` made; `finish` sends the rest.
+        """Send as much as there is room for of what `encode` made.
+
+        `push` sends more of it, `finish` the rest. Raises ChannelClosed if nobody listens.
+        """
+        head = struct.pack("<I", len(body))
+        with self._sending:
+            if len(body) <= JOINED_BYTES:
+                self._unsent = self._send_some(memoryview(head + body))
+            elif left := self._send_some(memoryview(head)):
+                self._unsent = memoryview(bytes(left) + body)
+            else:
+                self._unsent = self._send_some(memoryview(body))
+
+    def push(self) -> bool:
+        """Send as much as there is room for of what is left; whether that was all.
 
         Raises ChannelClosed if nobody listens.
         """
         with self._sending:
-            self._unsent = self._send_some(memoryview(struct.pack("<I", len(body)) + body))
+            if self._unsent:
+                self._unsent = self._send_some(self._unsent)
+            return not self._unsent
 
     def finish(self) -> None:
-        """Send what `begin` left."""
+        """Send what `begin` and `push` left."""
         with self._sending:
             left, self._unsent = self._unsent, memoryview(b"")
             self._write(left)

@@ -201,6 +201,14 @@ class Child:
             return False
         return True
 
+    def push(self) -> bool:
+        """Send more of what was begun; whether that was all, or nobody is there to take it."""
+        channel = self._channel
+        try:
+            return channel is None or channel.push()
+        except (ChannelClosed, OSError):
+            return True
+
     @property
     def bell(self) -> socket.socket | None:
         """What has something to read when there is something to be told; not to be read from."""

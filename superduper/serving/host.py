@@ -127,6 +127,10 @@ class ModelHost:
                 self._lock.release()
         return is_begun
 
+    def push(self) -> bool:
+        """Send more of what was begun; False if there is more left, for when the bell has room."""
+        return self._child.push()
+
     @property
     def bell(self) -> socket.socket | None:
         """What has something to read when `answer_now` may have something; not to be read from."""
