@@ -84,6 +84,8 @@ class AsyncModel(AsyncPredicting[Model]):
         return Model(bridge, self._place.name, self.name)
 
     predict = awaited(Model.predict)
+    form = awaited(Model.form)
+    set_form = awaited(Model.set_form)
 
 
 class AsyncImputation(AsyncPredicting[Imputation]):
