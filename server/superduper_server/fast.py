@@ -174,6 +174,7 @@ class Work:
         self._path.note(self._head.place, status, time.perf_counter() - self._began)
         self._path.is_in_flight(-1)
         self._began = -1.0
+        self._ticket = None  # which has this object's method: they would wait for a collection
         if self._path.tracer is not None:
             self._path.tracer.end(self._span, "POST", self._head.place.template, status)
         if self.identity is not None:

@@ -6,6 +6,7 @@ late or what nobody waits for any more.
 """
 
 import asyncio
+import itertools
 import sys
 import threading
 import time
@@ -227,8 +228,11 @@ class Predictions:
         self._tracer = tracer
         self._seconds = seconds
         self._clock = clock
-        self._under_way: set[Ticket] = set()
-        self._inbox: deque[tuple[Ticket, Outcomes | Exception]] = deque()
+        # By number, which is all that a request knows of its ticket: in a circle of references they
+        # would stay until a collection, whose pauses of 20 ms were what the slowest answers took.
+        self._under_way: dict[int, Ticket] = {}
+        self._numbers = itertools.count()
+        self._inbox: deque[tuple[int, Outcomes | Exception]] = deque()
         self._is_called = False
         self._sweeper: asyncio.TimerHandle | None = None
         self.stopping = False
@@ -245,33 +249,39 @@ class Predictions:
         """
         if self.stopping:
             raise NotReady("the server is shutting down")
-        loop, thread = asyncio.get_running_loop(), threading.get_ident()
-        now = self._clock()
+        loop, now, number = asyncio.get_running_loop(), self._clock(), next(self._numbers)
         if job.part is not None:
             reply = self._on_trial(job.part, job.values, reply)
         ticket = Ticket(reply, now + min(job.seconds or self._seconds, self._seconds))
-
-        def done(result: Outcomes | Exception) -> None:
-            if threading.get_ident() == thread:
-                self._answer(ticket, result)
-                return
-            self._inbox.append((ticket, result))
-            if not self._is_called:
-                self._is_called = True
-                loop.call_soon_threadsafe(self._deliver)
-
+        done = partial(self._done, loop, threading.get_ident(), number)
         if not job.values:
-            self._under_way.add(ticket)
+            self._under_way[number] = ticket
             loop.call_soon(done, [])
             return ticket
         ticket.request = Request(job.values, ticket.late_at, done, owner)
         if self._tracer is not None:
             ticket.reply = _traced(self._tracer, job, ticket.request, reply)
         self._hosts.put(job.target.component, ticket.request)
-        self._under_way.add(ticket)
+        self._under_way[number] = ticket
         if self._sweeper is None:
             self._sweeper = loop.call_later(SWEEP_SECONDS, self._sweep, loop)
         return ticket
+
+    def _done(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        thread: int,
+        number: int,
+        result: Outcomes | Exception,
+    ) -> None:
+        """A request has its outcomes; in any thread."""
+        if threading.get_ident() == thread:
+            self._answer(number, result)
+            return
+        self._inbox.append((number, result))
+        if not self._is_called:
+            self._is_called = True
+            loop.call_soon_threadsafe(self._deliver)
 
     def _on_trial(self, part: Part, values: Sequence[Any], reply: Reply) -> Reply:
         def answered(result: Outcomes | Exception) -> None:
@@ -303,17 +313,16 @@ class Predictions:
         while self._inbox:
             self._answer(*self._inbox.popleft())
 
-    def _answer(self, ticket: Ticket, result: Outcomes | Exception) -> None:
-        if ticket in self._under_way:
-            self._under_way.remove(ticket)
-            ticket.request = None  # they know each other: else both wait for the collector
+    def _answer(self, number: int, result: Outcomes | Exception) -> None:
+        ticket = self._under_way.pop(number, None)
+        if ticket is not None:
             ticket.reply(result)
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         """Answer what is late, though its model still works on it."""
         now = self._clock()
-        for ticket in [ticket for ticket in self._under_way if ticket.late_at <= now]:
-            self._under_way.remove(ticket)
+        for number in [key for key, each in self._under_way.items() if each.late_at <= now]:
+            ticket = self._under_way.pop(number)
             ticket.cancel()
             ticket.reply(TimedOut("the model did not answer in time"))
         again = bool(self._under_way)
