@@ -265,6 +265,33 @@ def test_a_new_version_is_live_in_both_at_once(served: Two, docs: Collection) ->
         assert live == [version] * 3
 
 
+def test_a_trial_begins_and_ends_in_both_at_once(served: Two, docs: Collection) -> None:
+    for _ in range(2):
+        docs.create_model("m", torch.nn.Linear(2, 1), sample=torch.ones(2))
+    both = served.both()
+
+    def versions() -> list[int]:
+        return [ask(each, "m", [1.0, 1.0]).json()["version"] for each in both]
+
+    assert versions() == [2, 2]
+    docs.model("m").set_traffic(canary={"version": 1, "share": 1.0})
+    assert versions() == [1, 1]
+    docs.model("m").set_traffic()
+    assert versions() == [2, 2]
+
+
+def test_a_job_is_followed_through_the_other_process(served: Two, docs: Collection) -> None:
+    docs.create_model("process", process)
+    first, second = served.both()
+    path = PREDICT.format("process") + "/jobs"
+    job = first.post(path, json={"inputs": ["pid"]}).json()["job"]
+    with second.stream("GET", f"/v1/jobs/{job}/events") as events:
+        lines = events.iter_lines()
+        assert next(lines) == "event: job" and job in next(lines)
+        assert first.post(f"/v1/jobs/{job}/cancel").status_code == 200
+        until(lambda: '"state":"cancelled"' in next(lines), what="the job's end")
+
+
 def test_what_is_unloaded_is_so_in_both_and_after_a_restart(served: Two, docs: Collection) -> None:
     docs.create_model("m", Company(), sample=torch.ones(2))
     first, second = served.both()
