@@ -142,20 +142,21 @@ def test_a_batch_holds_requests_of_both_processes(served: Two, docs: Collection)
     first, second = served.both()
     marks = {mark(ask(each, "company", [1.0, 2.0])) for each in (first, second)}
     assert len(marks) == 2
-    with ThreadPoolExecutor(8) as pool:
+
+    def company(pool: ThreadPoolExecutor) -> float:
+        """The largest batch of requests that are made at once, four in each process."""
         asked = [
             pool.submit(ask, client, "company", [1.0, 2.0])
             for _ in range(4)
             for client in (first, second)
         ]
         answers = [each.result() for each in asked]
-    assert {answer.status_code for answer in answers} == {200}
-    by_mark: dict[str, set[float]] = {}
-    for answer in answers:
-        by_mark.setdefault(mark(answer), set()).add(answer.json()["outputs"][0][0])
-    # Four came from each process, so a batch of more than four is of both.
-    assert by_mark.keys() >= marks
-    assert max(map(max, by_mark.values())) > 4
+        assert {answer.status_code for answer in answers} == {200}
+        assert {mark(answer) for answer in answers} >= marks
+        return max(float(answer.json()["outputs"][0][0]) for answer in answers)
+
+    with ThreadPoolExecutor(8) as pool:  # a busy machine may not get them out at once each time
+        until(lambda: company(pool) > 4, 60, "a batch of more than either process has")
 
 
 def test_a_faster_form_serves_in_both_and_is_taken_back(served: Two, docs: Collection) -> None:
