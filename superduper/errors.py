@@ -120,6 +120,8 @@ class ChildDied(NotReady):
     """The process that ran user code died."""
 
     code = "child_died"
+    position: int | None = None
+    """Which of several values it was at, if that is known."""
 
 
 class TimedOut(SuperduperError, TimeoutError):
@@ -127,6 +129,8 @@ class TimedOut(SuperduperError, TimeoutError):
 
     code = "timed_out"
     status = 504
+    position: int | None = None
+    """Which of several values it was at, if that is known."""
 
 
 class MissingExtra(SuperduperError, ImportError):

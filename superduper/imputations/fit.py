@@ -166,6 +166,7 @@ class _Fit:
         self.steps: list[dict[str, Any]] = []
         self.of: dict[str, str] = {}
         self.metrics: dict[str, float] = {}
+        self.epochs = 0
         self.reported = 0.0
 
     def run(self) -> dict[str, Any]:
@@ -276,7 +277,8 @@ class _Fit:
             return None
         if found is None:
             return None
-        self.work.runs.take_over(self.run_id, found.run, found.step)
+        self.epochs = found.epochs
+        self.work.runs.take_over(self.run_id, found.run, found.epochs, found.step)
         logger.info("fit %s goes on after step %d", self.record.id, found.step)
         return RESUME
 
@@ -284,6 +286,7 @@ class _Fit:
         match event:
             case {"row": dict(row), "of": total}:
                 self.rows.append(row)
+                self.epochs = int(row["epoch"])
                 self.metrics = {k: v for k, v in row.items() if k not in ("epoch", "step")}
                 step = row
             case {"step": dict(step), "rows": list(rows)}:
@@ -311,7 +314,7 @@ class _Fit:
         self._flush()
         self.job.check()
         for path in folder.glob(f"{PREFIX}*"):
-            self.work.checkpoints.keep(self.job.id, self.run_id, path, self.of)
+            self.work.checkpoints.keep(self.job.id, self.run_id, path, self.of, self.epochs)
         shutil.rmtree(folder)
         self.job.advanced()
         if self.job.stopping.is_set():

@@ -40,9 +40,10 @@ class OtherFit(Exception):
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint that was fetched: its step, the run that wrote it, the folder it lies in."""
+    """A checkpoint that was fetched: its step, the epochs done, who wrote it, and where it lies."""
 
     step: int
+    epochs: int
     run: str
     folder: Path
 
@@ -57,14 +58,17 @@ class FitCheckpoints:
         self._files = database[f"{NAME}.files"]
         self._blobs = GridFSBucket(database, bucket_name=NAME, chunk_size_bytes=_CHUNK_BYTES)
 
-    def keep(self, job: str, run: str, folder: Path, of: Mapping[str, str]) -> int:
-        """Keep the checkpoint that lies in a folder; answers its step.
+    def keep(self, job: str, run: str, folder: Path, of: Mapping[str, str], epochs: int) -> int:
+        """Keep the checkpoint that lies in a folder, of when so many epochs were done.
 
-        `of` is what it is of: the hashes of the folds and of the initial model.
+        `of` is what it is of: the hashes of the folds and of the initial model. Answers its step.
         """
         step = int(json.loads((folder / MANIFEST).read_bytes())["step"])
         blobs: dict[str, Any] = {}
-        record: dict[str, Any] = {"job": job, "run": run, "step": step, "purpose": "weights", **of}
+        record: dict[str, Any] = {
+            **{"job": job, "run": run, "step": step, "epochs": epochs, "purpose": "weights"},
+            **of,
+        }
         for part in PARTS:
             with (folder / part).open("rb") as file:
                 record[_key(part)] = file_digest(file, "sha256").hexdigest()
@@ -92,7 +96,7 @@ class FitCheckpoints:
                 record = self._verified(document)
                 _check_same(record, of)
                 self._download(document, record, folder)
-                return Found(record["step"], record["run"], folder)
+                return Found(record["step"], record["epochs"], record["run"], folder)
             except (ArtifactRejected, GridFSError, KeyError, TypeError, ValueError) as error:
                 logger.warning("checkpoint %s is damaged, passed over: %s", document["_id"], error)
         return None

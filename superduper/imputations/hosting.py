@@ -1,10 +1,12 @@
 """Model hosts put together: the serving side's logic in the child processes of the jobs side."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from superduper.jobs.channel import Channel, serve
 from superduper.jobs.child import Child
+from superduper.jobs.place import Place
 from superduper.serving.host import Wishes
 from superduper.serving.hosts import Hosts, Payloads
 
@@ -15,7 +17,7 @@ def main(channel: Channel) -> None:
     """The entry of a model host's child process."""
     from superduper.serving.hosted import Hosted
 
-    serve(channel, Hosted(channel.send).handlers())
+    serve(channel, Hosted(Place(Path.cwd())).handlers())
 
 
 def launch(name: str) -> Child:

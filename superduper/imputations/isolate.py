@@ -1,8 +1,8 @@
 """Predictions for many documents at once, where one that kills or hangs the model fails alone.
 
-A batch that ends its process or outlasts its time is parted until the culprit is alone, about
-log8(n) deaths; all others get their outputs. One whose own preprocess, function or postprocess
-does not end is named by the child, and costs one wait. How long a batch may take is learned from
+One whose own preprocess, function or postprocess ends the process, or does not end, is named by the
+child: it costs one death. A batch that does so in the model itself is parted until the culprit is
+alone, about log8(n) deaths; all others get their outputs. How long a batch may take is learned from
 those that went well, so that a document that never ends costs seconds and not the whole allowance.
 """
 
@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from superduper.errors import ChildDied, NotReady, SuperduperError, TimedOut, TooLarge
-from superduper.serving.host import Stuck
 
 Outcome = dict[str, Any]
 LEAST_SECONDS = 2.0
@@ -189,8 +188,9 @@ class _Parting:
             if stop - start == 1:  # the whole batch was one document: that was its attempt
                 self.outcomes[start] = {"error": describe(error)}
                 return
-            if isinstance(error, Stuck) and error.position < stop - start:
-                self._around(error, start, stop)
+            position = None if isinstance(error, TooLarge) else error.position
+            if position is not None and position < stop - start:
+                self._around(error, start + position, start, stop)
                 return
             # A run of innocents is cheap. Eight parts find a culprit with a third of the deaths
             # that halves need; one that never ends costs all the time it is given, each time.
@@ -204,9 +204,10 @@ class _Parting:
             else:
                 self.part(first, last)
 
-    def _around(self, error: Stuck, start: int, stop: int) -> None:
-        """Let a document alone that was seen not to end, which was its attempt; do the others."""
-        culprit = start + error.position
+    def _around(self, error: SuperduperError, culprit: int, start: int, stop: int) -> None:
+        """Let a document alone that was seen to end the process, or not to end, which was its
+        attempt; do the others.
+        """
         self._count_attempt(culprit)
         self.outcomes[culprit] = {"error": describe(error)}
         for first, last in ((start, culprit), (culprit + 1, stop)):
@@ -220,5 +221,4 @@ def _nothing() -> None:
 
 def describe(error: SuperduperError) -> dict[str, str]:
     """An error as it is kept with a document."""
-    kind = TimedOut if isinstance(error, Stuck) else type(error)
-    return {"type": kind.__name__, "message": error.message, "traceback": ""}
+    return {"type": type(error).__name__, "message": error.message, "traceback": ""}

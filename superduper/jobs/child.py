@@ -67,6 +67,8 @@ class Child:
         self.limits = limits or Limits.of_settings()
         self.name = name or entry
         self.held: dict[str, bool] | None = None
+        self.place: int | None = None
+        """Where the last process was in its work when it ended, if it said so."""
         self._group: ProcessGroup | None = None
         self._channel: Channel | None = None
         self._deadline = math.inf
@@ -134,6 +136,7 @@ class Child:
         with self._lock:
             if self._group is not None:
                 self._group.kill()
+                self.place = self._group.place
             self._group = self._channel = None
 
     # Requests --------------------------------------------------------------------------------
@@ -285,6 +288,7 @@ class Child:
     def _died(self, group: ProcessGroup, cause: Exception) -> ChildDied:
         ended = group.wait_for_exit(0 if isinstance(cause, BrokenFrame) else STOP_SECONDS)
         code = group.kill()
+        self.place = group.place
         self._group = self._channel = None
         if isinstance(cause, BrokenFrame):
             how = f"sent something that is not a message ({cause}) and was ended"

@@ -19,12 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from superduper.jobs import place
+
 logger = logging.getLogger(__name__)
 
 PREFIX = "superduper-child-"
 TAIL_BYTES = 8192
 LAST_READS = 64
-KILL_ROUNDS = 20
+KILL_SECONDS = 20.0
 ORPHAN_SECONDS = 60.0
 
 
@@ -94,6 +96,8 @@ class ProcessGroup:
         self._tail = bytearray()
         self._ending = threading.Lock()
         self.returncode: int | None = None
+        self.place: int | None = None
+        """Where it was in its work when it ended, if it said so; see `superduper.jobs.place`."""
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
             self.socket, far = socket.socketpair()
             ours.enter_context(self.socket)
@@ -108,6 +112,8 @@ class ProcessGroup:
             lock = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
             ours.callback(os.close, lock)
             fcntl.flock(lock, fcntl.LOCK_EX)
+            self._place = place.make(self.folder)
+            ours.callback(os.close, self._place)
             try:
                 self._process = start(Belongings(far.fileno(), lifeline, output, self.folder))
             except BaseException:
@@ -200,6 +206,7 @@ class ProcessGroup:
             if not self._drain():
                 break
         _living.discard(self)
+        self.place = place.read(self._place)
         _remove(self.folder)
         self._files.close()
         return self.returncode
@@ -222,7 +229,8 @@ def _kill_marked(folder: str) -> None:
     if sys.platform != "linux":
         return
     marker = f"={folder}".encode()
-    for _ in range(KILL_ROUNDS):  # again, while it keeps forking
+    deadline = time.monotonic() + KILL_SECONDS
+    while time.monotonic() < deadline:  # again, while it keeps forking
         if not any(
             [_kill_if_marked(int(pid), marker) for pid in os.listdir("/proc") if pid.isdigit()]
         ):

@@ -30,14 +30,6 @@ LOOP_SECONDS = 60.0
 FIRST_PAUSE_SECONDS = 0.25
 
 
-class Stuck(TimedOut):
-    """It took too long, and it is known with which of the values: `position` counts from 0."""
-
-    def __init__(self, error: TimedOut, position: int) -> None:
-        super().__init__(error.message)
-        self.position = position
-
-
 class Wishes(Protocol):
     """Which form a model is wished to have; `superduper.store.forms.Wishes` is one."""
 
@@ -96,7 +88,7 @@ class ModelHost:
         `timeout` is for the model's own work on one frame (256 values or 16 MiB); starting and
         loading do not count. `plain` has the plain form answer,
         whichever serves. Raises ChildDied or TimedOut for the request that ended the child
-        (Stuck, if it was one value's own code that did not end),
+        (with the `position` of the value whose own code ran then, if there was one),
         NotReady if it is closed or dies too often, and what loading raises.
         """
         parts: list[Outcomes] = []
@@ -104,8 +96,9 @@ class ModelHost:
             with self._lock:
                 try:
                     parts.append(self._ask(frame, timeout, plain))
-                except Stuck as error:
-                    error.position += sum(map(len, parts))
+                except (ChildDied, TimedOut) as error:
+                    if error.position is not None:
+                        error.position += sum(map(len, parts))
                     raise
         return parts[0] if len(parts) == 1 else [each for part in parts for each in part]
 
@@ -196,24 +189,17 @@ class ModelHost:
         self._spare.drop()
 
     def _ask(self, values: Sequence[Any], timeout: float | None, plain: bool) -> Outcomes:
-        told: dict[str, Any] = {}
         try:
-            message = {**_message(values), "tell": True, "plain": plain}
-            return self._outcomes(self._exchange(message, timeout, told.update))
-        except TimedOut as error:
-            position = told.get("at")
-            if isinstance(position, int) and 0 <= position < len(values):
-                raise Stuck(error, position) from error
+            return self._outcomes(self._exchange({**_message(values), "plain": plain}, timeout))
+        except (ChildDied, TimedOut) as error:
+            position = self._child.place
+            if position is not None and position < len(values):
+                error.position = position
             raise
 
-    def _exchange(
-        self,
-        message: Message,
-        timeout: float | None,
-        on_event: Callable[[dict[str, Any]], None] | None = None,
-    ) -> Message:
+    def _exchange(self, message: Message, timeout: float | None) -> Message:
         self._make_ready()
-        return self._asked(lambda: self._child.request(message, timeout, on_event))
+        return self._asked(lambda: self._child.request(message, timeout))
 
     def _asked(self, ask: Callable[[], Message]) -> Message:
         try:

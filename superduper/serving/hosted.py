@@ -5,10 +5,8 @@ It is given values as they are stored and gives back outputs as they can be stor
 
 import gc
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import psutil
@@ -20,7 +18,7 @@ from superduper.serving.agreement import Limits
 from superduper.serving.choice import choose
 from superduper.serving.failures import Failure, each
 from superduper.serving.pieces import OpenAnswers
-from superduper.serving.predictor import Predictor
+from superduper.serving.predictor import Place, Predictor
 from superduper.serving.stored import decoding, describe, predict_stored, seen, to_stored
 from superduper.serving.vectors import VectorOutcomes, Vectors
 from superduper.store.unsealing import load
@@ -30,7 +28,6 @@ Message = dict[str, Any]
 # After loading, torch's hundred thousand objects are frozen; what is left is small and dies young.
 GC_THRESHOLDS = (50_000, 20, 100)
 PAIR = 2
-TELL_SECONDS = 0.5
 BETWEEN = ("given", "returned")
 BATCHING: tuple[tuple[str, Any, float, float], ...] = (
     ("max_batch_size", int, 1, 10_000),
@@ -41,12 +38,9 @@ BATCHING: tuple[tuple[str, Any, float, float], ...] = (
 class Hosted:
     """The component of this process, and the operations that its parent may ask for."""
 
-    def __init__(self, send: Callable[[Message], None] | None = None) -> None:
+    def __init__(self, place: Place) -> None:
+        self._place = place
         self._predictor: Predictor | None = None
-        self._told = threading.Event()
-        self._requests = 0
-        if send is not None:
-            threading.Thread(target=self._tell, args=(send,), daemon=True).start()
         self._answers = OpenAnswers()
 
     def handlers(self) -> dict[str, Callable[[Message], Message]]:
@@ -72,6 +66,7 @@ class Hosted:
                 parts["preprocess"],
                 parts["postprocess"],
                 domain=_domain(parts["domain"]),
+                place=self._place,
             )
             _import_as_registered(self._predictor, message["payload"]["record"])
         else:
@@ -101,7 +96,7 @@ class Hosted:
     def predict(self, message: Message) -> Message:
         """An outcome for each value, in order; with `plain`, by the model's plain form."""
         predictor = self._loaded()
-        predictor.seconds, predictor.at = {}, None
+        predictor.seconds = {}
         if "vectors" in message:
             values: Sequence[Any] = Vectors(message["vectors"], message["width"])
         else:
@@ -110,8 +105,7 @@ class Hosted:
         if message.get("plain"):
             predictor.faster = None
         try:
-            with self._telling(bool(message.get("tell"))):
-                outcomes = predict_stored(predictor, values) if values else []
+            outcomes = predict_stored(predictor, values) if values else []
         finally:
             predictor.faster = faster
         if isinstance(outcomes, VectorOutcomes) and isinstance(values, Vectors):
@@ -122,25 +116,6 @@ class Hosted:
         if faster is not None and faster.left:
             told["left_to_plain"], faster.left = faster.left, 0
         return {**told, "seconds": predictor.seconds}
-
-    @contextmanager
-    def _telling(self, wanted: bool) -> Iterator[None]:
-        """Meanwhile the parent is told which value's code runs, if it wants to know."""
-        self._requests += 1
-        if wanted:
-            self._told.set()
-        try:
-            yield
-        finally:
-            self._told.clear()
-
-    def _tell(self, send: Callable[[Message], None]) -> None:
-        while True:
-            self._told.wait()
-            request = self._requests
-            time.sleep(TELL_SECONDS)
-            if self._told.is_set() and request == self._requests and self._predictor is not None:
-                send({"event": {"at": self._predictor.at}})
 
     def explain(self, message: Message) -> Message:
         """One prediction with what was in between, each part as it can be shown."""

@@ -21,6 +21,9 @@ class Child(Protocol):
     @property
     def alive(self) -> bool: ...
 
+    @property
+    def place(self) -> int | None: ...
+
     def start(self, preload: Sequence[str] = ()) -> None: ...
 
     def request(

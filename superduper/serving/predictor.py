@@ -57,6 +57,14 @@ def style_of(model: Any) -> Style:
     )
 
 
+class Place(Protocol):
+    """Where is said which value's own code runs: preprocess, a function or postprocess."""
+
+    def put(self, number: int) -> None: ...
+
+    def clear(self) -> None: ...
+
+
 class Faster(Protocol):
     """A faster form of a module; `left` counts the batches that it left to the plain one."""
 
@@ -80,6 +88,7 @@ class Predictor:
         postprocess: Callable[[Any], Any] | None = None,
         device: str = "cpu",
         domain: "Domain | None" = None,
+        place: Place | None = None,
     ) -> None:
         self.model = model
         self.style = style_of(model)
@@ -91,8 +100,7 @@ class Predictor:
         self._postprocess_batch = None if postprocess else _method(model, "postprocess_batch")
         self._confidence = _method(model, "confidence")
         self._runner_up = _method(model, "runner_up")
-        self.at: int | None = None
-        """The value whose own code runs now: preprocess, a function or postprocess; else None."""
+        self._place = place
         self.seconds: dict[str, float] = {}
         """How long each stage of the last prediction took."""
         self.faster: Faster | None = None
@@ -184,11 +192,14 @@ class Predictor:
         yield from made if isinstance(made, Iterator) else (made,)
 
     def _each(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-        """`function` of each item, while it can be seen at which one it is."""
+        """`function` of each item, which is told to who waits for it."""
+        if self._place is None:
+            return each(function, items)
         made = []
-        for self.at, item in enumerate(items):
+        for position, item in enumerate(items):
+            self._place.put(position)
             made += each(function, [item])
-        self.at = None
+        self._place.clear()
         return made
 
     def _timed(self, stage: str, call: Callable[[], Any]) -> Any:

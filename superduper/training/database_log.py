@@ -32,12 +32,12 @@ class DatabaseLogger(Policy):
         self._open = False
         self._latest: dict[str, float] = {}
 
-    def run_started(self, engine: "Engine", step: int) -> None:
+    def run_started(self, engine: "Engine", epoch: int, step: int) -> None:
         """Begin a run, or go on with it."""
         if self.run is None:
             self.run = self.runs.begin(self._begun(engine))
         else:
-            self.runs.reopen(self.run, step)
+            self.runs.reopen(self.run, epoch, step)
         self._open = True
 
     def _begun(self, engine: "Engine") -> dict[str, Any]:

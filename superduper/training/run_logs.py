@@ -63,10 +63,11 @@ def _cell(value: Any) -> str:
 class JsonLines:
     """A line per row, in the order in which they came."""
 
-    def __init__(self, path: Path, from_step: int) -> None:
-        """Keep the rows up to a step; later ones will come again."""
+    def __init__(self, path: Path, epochs: int, step: int) -> None:
+        """Keep the rows of so many epochs, and up to a step; later ones will come again."""
         if path.exists():
-            kept = [line for line in path.read_bytes().splitlines() if _is_before(line, from_step)]
+            lines = path.read_bytes().splitlines()
+            kept = [line for line in lines if _is_done(line, epochs, step)]
             write_whole(path, b"".join(line + b"\n" for line in kept))
         self._path = path
         self._file = path.open("a", encoding="utf-8")
@@ -83,12 +84,13 @@ class JsonLines:
             self._file.close()
 
 
-def _is_before(line: bytes, step: int) -> bool:
-    """Whether a line is of a step that is done; one that was cut off is not."""
+def _is_done(line: bytes, epochs: int, step: int) -> bool:
+    """Whether a line is of an epoch, or of a step, that is done; one that was cut off is not."""
     try:
-        return bool(json.loads(line)["step"] <= step)
+        row = json.loads(line)
     except ValueError:
         return False
+    return bool(row["epoch"] <= epochs if row["event"] == "epoch" else row["step"] <= step)
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:

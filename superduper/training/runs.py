@@ -74,11 +74,15 @@ class Runs:
         if pushed:
             self.documents.update_one({"_id": run_id}, {"$push": pushed})
 
-    def take_over(self, run_id: str, earlier: str, step: int) -> None:
-        """Give a run the history that another one, from which it goes on, had up to a step."""
+    def take_over(self, run_id: str, earlier: str, epochs: int, step: int) -> None:
+        """Give a run the history that another one had, from which it goes on after a step.
+
+        `epochs` are done there. Steps do not tell: after its last one an epoch is not over.
+        """
         past = self.get(earlier)
         kept = {
-            key: [row for row in past[key] if row["step"] <= step] for key in ("history", "steps")
+            "history": [row for row in past["history"] if row["epoch"] <= epochs],
+            "steps": [row for row in past["steps"] if row["step"] <= step],
         }
         self.update(run_id, resumed_from={"run": earlier, "step": step}, **kept)
 
@@ -90,14 +94,14 @@ class Runs:
         ended = {**fields, "status": status, "finished_at": now, "seconds": seconds}
         self.documents.update_one({"_id": run_id, "status": "running"}, {"$set": ended})
 
-    def reopen(self, run_id: str, step: int) -> None:
-        """Go on with a run where it was after a step; what it recorded later comes again."""
-        later = {"step": {"$gt": step}}
+    def reopen(self, run_id: str, epochs: int, step: int) -> None:
+        """Go on with a run after a step, so many epochs being done; what came later comes again."""
+        later = {"history": {"epoch": {"$gt": epochs}}, "steps": {"step": {"$gt": step}}}
         self.documents.update_one(
             {"_id": run_id},
             {
                 "$set": {"status": "running", "finished_at": None},
-                "$pull": {"history": later, "steps": later},
+                "$pull": later,
             },
         )
 

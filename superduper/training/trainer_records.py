@@ -46,7 +46,7 @@ class RunRecords(Policy):
         """Go on with the files where the run goes on."""
         self._began = time.monotonic()
         self.tensorboard = TensorBoard(self.folder.tensorboard, epoch, step)
-        self._json_lines = JsonLines(self.folder.json_lines, step)
+        self._json_lines = JsonLines(self.folder.json_lines, epoch, step)
         logger.info("training starts after epoch %s, step %s", epoch, step)
 
     def epoch_started(self) -> None:

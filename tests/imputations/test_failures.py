@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from bson import ObjectId
 from filling import Filling, describe, record_of
 from pymongo.database import Database
@@ -233,6 +234,15 @@ def poison(value: Any) -> Any:
     return f"fine {value}"
 
 
+class DiesOfSeven(torch.nn.Module):
+    """Ends its process on a batch with a 7 in it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if bool((x == 7).any()):
+            os._exit(4)
+        return x
+
+
 POISON = {
     "raise": "ValueError",
     "exit": "SystemExit",
@@ -315,9 +325,17 @@ class TestPoison:
             assert counters["TimedOut"] >= 3
         assert watching.document("scanned die")["y"] == "fine good"
 
-    @pytest.mark.parametrize("kind", ["hang", "loop", "endless"])
-    def test_who_does_not_end_is_named(self, database: Database[Any], kind: str) -> None:
-        """It costs one wait, that was its attempt, and the others are done in two batches."""
+    @pytest.mark.parametrize(
+        ("kind", "error"),
+        [
+            *((kind, "TimedOut") for kind in ("hang", "loop", "endless")),
+            *((kind, "ChildDied") for kind in ("die", "kill", "segv")),
+        ],
+    )
+    def test_who_ends_the_process_or_does_not_end_is_named(
+        self, database: Database[Any], kind: str, error: str
+    ) -> None:
+        """It costs one death, that was its attempt, and the others are done in two batches."""
         watching = Watching(database)
         hosts = open_hosts(watching.registry)
         isolation = Isolation(hosts, watching.register(poison), Patience(3.0))
@@ -329,16 +347,17 @@ class TestPoison:
         finally:
             hosts.close()
         assert [at for at, outcome in enumerate(outcomes) if "error" in outcome] == [270]
-        assert outcomes[270]["error"]["type"] == "TimedOut"
+        assert outcomes[270]["error"]["type"] == error
         assert outcomes[299]["value"] == "fine 299"
         assert (isolation.deaths, counted) == (1, [270])
 
-    def test_the_culprits_are_found_by_parting(self, database: Database[Any]) -> None:
+    def test_the_culprits_of_a_batch_are_found_by_parting(self, database: Database[Any]) -> None:
+        """In the model itself all values are one batch, and nobody knows with which it dies."""
         watching = Watching(database)
         hosts = open_hosts(watching.registry)
-        isolation = Isolation(hosts, watching.register(poison), Patience(5.0))
-        values: list[Any] = list(range(64))
-        values[17] = values[50] = "die"
+        isolation = Isolation(hosts, watching.register(DiesOfSeven()), Patience(5.0))
+        values: list[Any] = [[0.0]] * 64
+        values[17] = values[50] = [7.0]
         counted: list[int] = []
         try:
             outcomes = isolation.predict(values, counted.append)

@@ -172,7 +172,7 @@ def kept(fitting: Fitting, tmp_path: Path) -> FitCheckpoints:
     files = Checkpoints(tmp_path / "child", keep=9)
     for step in range(1, 5):
         path = files.save(step, {"at": step, "weight": torch.full((3,), float(step))})
-        fitting.work.checkpoints.keep("j", "r", path, OF)
+        fitting.work.checkpoints.keep("j", "r", path, OF, 0)
     return fitting.work.checkpoints
 
 
@@ -228,7 +228,7 @@ def test_a_fit_whose_data_have_changed_begins_anew_and_says_so(
     record = fitting.declare(max_epochs=2)
     job = fitting.claim(record)
     path = Checkpoints(tmp_path).save(3, {})
-    fitting.work.checkpoints.keep(job.id, "earlier", path, OF)
+    fitting.work.checkpoints.keep(job.id, "earlier", path, OF, 0)
     run = fitting.work.runs.get(fit(job, fitting.work)["run"])
     job.succeed({})
     assert run["status"] == "succeeded" and "resumed_from" not in run
@@ -241,7 +241,7 @@ def test_what_no_checkpoint_names_is_collected(
 ) -> None:
     files = fitting.database["superduper.checkpoints.files"]
     job = fitting.queue.put("any", {})
-    kept.keep(job, "r", Checkpoints(tmp_path).save(1, {}), OF)
+    kept.keep(job, "r", Checkpoints(tmp_path).save(1, {}), OF, 0)
     fitting.database["superduper.checkpoints"].delete_one({"_id": "j/4"})  # a crash in between
     assert kept.collect(min_age_hours=1) == 0
     assert kept.collect(min_age_hours=0) == 2  # and the job `j` is over: what it had goes, too

@@ -23,7 +23,7 @@ def test_a_worker_removes_what_nothing_refers_to(database: Database[Any], tmp_pa
     artifacts = fitting.work.artifacts
     artifacts.put_code(seal({"object": abs}), name="orphan", **PLACE)
     path = Checkpoints(tmp_path).save(1, {})
-    fitting.work.checkpoints.keep("no such job", "r", path, {"model": "m"})
+    fitting.work.checkpoints.keep("no such job", "r", path, {"model": "m"}, 0)
     blobs = database["superduper.artifacts.files"]
     assert blobs.count_documents({}) == 2
 

@@ -88,3 +88,19 @@ def test_trainers_are_compared_where_their_test_data_are_equal(
     ranked = Runs(database).highscores("docs", "log_prob")
     assert [row["run"] for row in ranked] == [runs["long"]["_id"], runs["short"]["_id"]]
     assert {row["test_hash"] for row in ranked} == {runs["long"]["data"]["test"]["hash"]}
+
+
+def test_an_epoch_that_was_not_over_has_no_row_yet(database: Database[Any]) -> None:
+    """Its last step was saved, its row written, and then its worker was killed."""
+    runs = Runs(database)
+    earlier, run = (runs.begin({"collection": "docs", "job": "j"}) for _ in range(2))
+    rows = [{"epoch": epoch, "step": 10 * epoch} for epoch in range(3)]
+    steps = [{"step": step} for step in (9, 10, 20, 21)]
+    runs.append(earlier, rows, steps)
+    runs.take_over(run, earlier, 1, 20)
+    found = runs.get(run)
+    assert found["history"] == rows[:2]
+    assert found["steps"] == steps[:3]
+    runs.reopen(earlier, 1, 20)
+    found = runs.get(earlier)
+    assert (found["history"], found["steps"]) == (rows[:2], steps[:3])
