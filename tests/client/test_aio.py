@@ -270,7 +270,7 @@ def test_who_stops_waiting_leaves_no_thread_behind(server: Server, database: Dat
                 task.cancel()
             ended = await asyncio.gather(*waiting, return_exceptions=True)
             assert {type(each) for each in ended} == {asyncio.CancelledError}
-            slow = asyncio.create_task(docs.model("slow").predict(30.0))
+            slow = asyncio.create_task(docs.model("slow").predict(3.0))
             while server.backend.core.count == 0:
                 await asyncio.sleep(0.01)
             slow.cancel()
