@@ -27,10 +27,7 @@ class Child(Protocol):
     def start(self, preload: Sequence[str] = ()) -> None: ...
 
     def request(
-        self,
-        message: Mapping[str, Any],
-        timeout: float | None = None,
-        on_event: Callable[[dict[str, Any]], None] | None = None,
+        self, message: Mapping[str, Any], timeout: float | None = None
     ) -> dict[str, Any]: ...
 
     def kill(self) -> None: ...

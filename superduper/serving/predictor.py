@@ -196,10 +196,12 @@ class Predictor:
         if self._place is None:
             return each(function, items)
         made = []
-        for position, item in enumerate(items):
-            self._place.put(position)
-            made += each(function, [item])
-        self._place.clear()
+        try:
+            for position, item in enumerate(items):
+                self._place.put(position)
+                made += each(function, [item])
+        finally:  # nothing later is to be blamed on this one
+            self._place.clear()
         return made
 
     def _timed(self, stage: str, call: Callable[[], Any]) -> Any:
