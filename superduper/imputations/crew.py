@@ -30,6 +30,7 @@ from superduper.imputations.isolate import Isolation, Outcome, Patience, Predict
 from superduper.imputations.process import Filler
 from superduper.imputations.scan import Scan
 from superduper.imputations.turn import Turn
+from superduper.store.by_id import IdIndex
 from superduper.store.mongo import server_now_ms
 from superduper.store.registry import Registry
 
@@ -97,6 +98,7 @@ class Crew:
         self.imputations = imputations
         self.collection = collection
         self._documents: Collection[Any] = database[collection].with_options(RAW)
+        self.id_index = IdIndex(self._documents)
         self.hosts = _Reporting(hosts, progressed)
         self.retry_hosts = _Reporting(retry_hosts, progressed)
         self.clock = ServerClock(database)
@@ -145,6 +147,7 @@ class Crew:
 
     def fill(self, calls: Sequence[Call]) -> None:
         """Bring documents up to date that the stream told of, for all imputations together."""
+        self.id_index.meet(each for call in calls for each in call.ids)
         turn = self._turn(calls)
         for call in calls:
             if self._is_behind(call.record):
@@ -177,6 +180,10 @@ class Crew:
         """Whether a scan is under way."""
         return any(scan.is_alive() for scan in self._scans.values())
 
+    def scan(self, record: ImputationRecord, filler: Filler, stop: threading.Event) -> Scan:
+        """This worker's part in a scan, to lead or to help with."""
+        return Scan(self.imputations, record, filler, stop, self.turns, self.id_index)
+
     def stop_scans(self) -> None:
         """End the scans under way; their places are kept."""
         for scan in self._scans.values():
@@ -184,6 +191,8 @@ class Crew:
         for scan in self._scans.values():
             scan.join()
         self._scans.clear()
+        # Scans end for good where the collection is dropped, and its indexes with it.
+        self.id_index = IdIndex(self._documents)
 
     def stop(self) -> None:
         """End everything."""
@@ -301,7 +310,7 @@ class _ScanThread(threading.Thread):
         """Scan; what cannot go on now is started again by the leader."""
         try:
             filler = self.crew.filler(self.record)
-            if Scan(self.crew.imputations, self.record, filler, self.stop, self.crew.turns).lead():
+            if self.crew.scan(self.record, filler, self.stop).lead():
                 self.crew.caught_up(self.record)
         except (SuperduperError, PyMongoError) as error:
             self._leave_off(error)

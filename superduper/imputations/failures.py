@@ -25,6 +25,7 @@ from pymongo.collection import Collection
 from pymongo.database import Database
 
 from superduper import settings
+from superduper.store.by_id import find_by_ids
 
 MAX_ATTEMPTS = 3
 BACKOFF_SECONDS = 2.0
@@ -202,7 +203,7 @@ class Failures:
         """Drop the records of documents that are no longer in the collection."""
         found = self.records.find({"imputation": self.imputation_id}, {"document": 1})
         while batch := [each["document"] for each in itertools.islice(found, SWEEP)]:
-            there = collection.find({"_id": {"$in": batch}}, {"_id": 1})
+            there = find_by_ids(collection, batch, {"_id": 1})
             keys = {key_of(each["_id"]) for each in there}
             self.forget([each for each in batch if key_of(each) not in keys])
 
@@ -309,8 +310,8 @@ def listing(database: Database[Any], imputation_id: str, limit: int = 100) -> li
         .limit(limit)
     )
     collection = database[imputation_id.rpartition("/")[0]]
-    wanted = {"_id": {"$in": [each["document"] for each in records]}}
-    there = {key_of(each["_id"]) for each in collection.find(wanted, {"_id": 1})}
+    found = find_by_ids(collection, [each["document"] for each in records], {"_id": 1})
+    there = {key_of(each["_id"]) for each in found}
     return [_shown(each) for each in records if key_of(each["document"]) in there]
 
 

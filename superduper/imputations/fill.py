@@ -28,6 +28,7 @@ from pymongo.errors import BulkWriteError, DocumentTooLarge, OperationFailure, P
 
 from superduper.fields.paths import overlap
 from superduper.imputations.provenance import BASE, fill_path
+from superduper.store.by_id import with_id
 
 # What MongoDB's servers answer when they are in trouble themselves, not when a document is wrong.
 SERVER_TROUBLE = frozenset(
@@ -137,7 +138,7 @@ def guarded(
     document_id: Any, equal: Mapping[str, Any], missing: Sequence[str] = (), *, exact: bool = False
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A filter, and expressions for a pipeline if the filter alone cannot say it all."""
-    condition = _Condition({"_id": document_id})
+    condition = _Condition(with_id(document_id))
     for path in missing:
         condition.missing(path)
     for path, value in equal.items():
@@ -150,7 +151,7 @@ def update_of(*fills: Fill, exact: bool = False) -> UpdateOne:
 
     Its guard is the guards of all. `exact` compares with more care, where it had no effect.
     """
-    condition = _Condition({"_id": fills[0].document_id})
+    condition = _Condition(with_id(fills[0].document_id))
     written: dict[str, Any] = {}
     inputs: dict[str, tuple[Any, bool]] = {}
     for fill in fills:
@@ -219,7 +220,7 @@ def _merge(written: Mapping[str, Any], place: str = "$") -> dict[str, Any]:
 
 def removal_of(document_id: Any, path: str, ours: Stale) -> UpdateOne:
     """The update that takes back a value of ours, if it and its provenance still are there."""
-    condition = _Condition({"_id": document_id})
+    condition = _Condition(with_id(document_id))
     condition.equal(fill_path(path), ours.record, exact=False)
     condition.no_arrays_above(path)
     # Dearer than the forms above, but exact for every type without a pipeline.

@@ -12,7 +12,6 @@ from superduper.imputations.crew import PUT_OFF_SECONDS, Crew
 from superduper.imputations.graph import Graph
 from superduper.imputations.imputation import ImputationRecord
 from superduper.imputations.ranges import Ranges
-from superduper.imputations.scan import Scan
 
 logger = logging.getLogger(__name__)
 
@@ -70,4 +69,4 @@ class Helper(threading.Thread):
         filler = self.crew.filler(record)
         # So that no document is blamed for a model that does not run here.
         filler.isolation.make_ready()
-        Scan(self.crew.imputations, record, filler, self._rest, self.crew.turns).help()
+        self.crew.scan(record, filler, self._rest).help()

@@ -19,6 +19,7 @@ from pymongo.database import Database
 from superduper.imputations.decide import RAW
 from superduper.imputations.failures import key_of
 from superduper.imputations.provenance import input_hash, value_hash
+from superduper.store.by_id import find_by_ids
 
 NAME = "superduper.layers"
 BATCH = 500
@@ -106,7 +107,7 @@ class Layers:
         """Drop the layers of documents that are no longer in the collection."""
         found = self.records.find({"imputation": self.imputation_id}, {"document": 1})
         while batch := [each["document"] for each in itertools.islice(found, BATCH)]:
-            there = {key_of(e["_id"]) for e in collection.find({"_id": {"$in": batch}}, {"_id": 1})}
+            there = {key_of(each["_id"]) for each in find_by_ids(collection, batch, {"_id": 1})}
             gone = [each for each in batch if key_of(each) not in there]
             if gone:
                 self.records.delete_many(self._of(gone))

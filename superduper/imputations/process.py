@@ -32,6 +32,7 @@ from superduper.imputations.judge import judge
 from superduper.imputations.layers import Layers
 from superduper.imputations.provenance import FILL, as_one_value, fill_of, input_hash
 from superduper.imputations.writing import Batch, Prepared
+from superduper.store.by_id import find_by_ids
 
 ROUNDS = 6
 
@@ -76,10 +77,8 @@ class Filler:
 
     def read(self, document_ids: Sequence[Any]) -> list[RawBSONDocument]:
         """The documents as they are now, of those that the imputation's filter admits."""
-        wanted: dict[str, Any] = {"_id": {"$in": list(document_ids)}}
-        if self.record.spec.get("filter"):
-            wanted["$and"] = [self.record.spec["filter"]]
-        return list(self.collection.find(wanted, self.projection))
+        also = self.record.spec.get("filter")
+        return list(find_by_ids(self.collection, document_ids, self.projection, also))
 
     @property
     def projection(self) -> dict[str, int] | None:

@@ -23,6 +23,7 @@ from superduper.imputations.graph import inputs_of, own_fills
 from superduper.imputations.imputation import ImputationRecord
 from superduper.imputations.layers import BATCH, Layer, Layers, Pile, piles, uppermost
 from superduper.imputations.provenance import fill_of, fill_path, input_hash
+from superduper.store.by_id import find_by_ids
 from superduper.store.mongo import server_now_ms
 
 
@@ -95,8 +96,7 @@ class _Undo:
         yield batch
 
     def _read(self, document_ids: Sequence[Any]) -> list[RawBSONDocument]:
-        wanted = {"_id": {"$in": list(document_ids)}}
-        return list(self.collection.find(wanted, projection_of([self.record])))
+        return list(find_by_ids(self.collection, document_ids, projection_of([self.record])))
 
     def _present(self, documents: Iterable[RawBSONDocument]) -> Iterator[_Present]:
         """The fields that hold a value of ours, or neither value nor provenance."""

@@ -29,6 +29,7 @@ from superduper.imputations.provenance import BASE, fill_path
 from superduper.imputations.ranges import Bounds, Claim, Ranges
 from superduper.imputations.writing import Prepared
 from superduper.jobs.worker import alive_workers
+from superduper.store.by_id import IdIndex
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +92,10 @@ class Scan:
         filler: Filler,
         stop: threading.Event,
         turns: FairLock,
+        id_index: IdIndex,
     ) -> None:
         self.turns = turns
+        self.id_index = id_index
         self.imputations = imputations
         self.record = record
         self.filler = filler
@@ -215,6 +218,7 @@ class _Walk:
                 return False
             self.claim.lease.check()
             self.claim.lease.progressed()
+            scan.id_index.meet(each["_id"] for each in documents)
             deaths = filler.isolation.deaths
             prepared = filler.prepare(documents)
             if filler.isolation.deaths > deaths:

@@ -37,6 +37,7 @@ from superduper.imputations.graph import Graph, inputs_of, own_fills
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.inputs import outside_of
 from superduper.imputations.provenance import BASE, as_one_value, input_hash, input_values
+from superduper.store.by_id import find_by_ids
 
 STATES = (
     *("given", "filled", "stale", "pending", "withheld", "out_of_domain"),
@@ -116,8 +117,8 @@ class States:
         """Those that pass the imputation's filter; None if all do."""
         if not self.record.spec.get("filter") or not blank:
             return None
-        wanted = {"$and": [{"_id": {"$in": list(blank)}}, self.record.spec["filter"]]}
-        return {key_of(each["_id"]) for each in self.collection.find(wanted, {"_id": 1})}
+        found = find_by_ids(self.collection, blank, {"_id": 1}, self.record.spec["filter"])
+        return {key_of(each["_id"]) for each in found}
 
     def _standing(
         self,

@@ -20,6 +20,7 @@ from superduper.imputations.graph import Graph
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.process import Filler, Look
 from superduper.imputations.writing import Batch, Prepared
+from superduper.store.by_id import find_by_ids
 
 # A slow model must not make the next one act upon an old look at which versions are live.
 FRESH_SECONDS = 0.1
@@ -72,8 +73,8 @@ class Turn:
     def _read(
         self, document_ids: Sequence[Any], sharing: Sequence[ImputationRecord]
     ) -> dict[str, Look]:
-        wanted = {"_id": {"$in": list(document_ids)}}
-        documents = list(self._collection.find(wanted, self._read_for(sharing)))
+        read = self._read_for(sharing)
+        documents = list(find_by_ids(self._collection, document_ids, read))
         # After the documents: a value is taken back by a note first and then by its removal.
         names = [record.id for record in sharing]
         known = known_to_all(self._collection.database, names, document_ids)

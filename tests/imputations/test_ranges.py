@@ -27,6 +27,7 @@ from superduper.imputations.isolate import BatchSize
 from superduper.imputations.ranges import NAME, Claim, Ranges
 from superduper.imputations.scan import Scan, walk, wanted
 from superduper.jobs.worker import alive_workers
+from superduper.store.by_id import IdIndex
 from superduper.store.mongo import server_now_ms
 from tests.waiting import until
 
@@ -65,7 +66,14 @@ def cut_for(imputations: Imputations, workers: int, **scan: Any) -> ImputationRe
 
 
 def scan_of(filling: Filling, imputations: Imputations, record: ImputationRecord) -> Scan:
-    scan = Scan(imputations, record, filling.filler_of(record), threading.Event(), FairLock())
+    scan = Scan(
+        imputations,
+        record,
+        filling.filler_of(record),
+        threading.Event(),
+        FairLock(),
+        IdIndex(filling.docs),
+    )
     scan.size = BatchSize(7)
     return scan
 

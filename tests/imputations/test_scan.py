@@ -15,6 +15,7 @@ from superduper.imputations.isolate import BatchSize
 from superduper.imputations.ranges import Ranges
 from superduper.imputations.scan import Scan, walk
 from superduper.imputations.writing import Prepared
+from superduper.store.by_id import ENOUGH, IdIndex
 
 IDS: list[Any] = [*range(30), *map(str, range(30)), *(ObjectId() for _ in range(30)), {"a": 1}]
 
@@ -29,7 +30,14 @@ def filling(database: Database[Any]) -> Filling:
 def scan_of(filling: Filling, imputations: Imputations, size: int = 7) -> Scan:
     """A scan of what is to be scanned now, in small batches."""
     record = imputations.get("docs", "imputation")
-    scan = Scan(imputations, record, filling.filler_of(record), threading.Event(), FairLock())
+    scan = Scan(
+        imputations,
+        record,
+        filling.filler_of(record),
+        threading.Event(),
+        FairLock(),
+        IdIndex(filling.docs),
+    )
     scan.size = BatchSize(size)
     return scan
 
@@ -170,3 +178,12 @@ def test_the_place_stays_behind_what_is_being_written(
     assert "last" not in places[0]
     assert filling.docs.count_documents({"y": describe(1)}) == len(IDS)
     assert imputations.get("docs", "imputation").scan["seen"] == len(IDS)
+
+
+def test_a_scan_makes_the_index_for_ids_that_are_documents(
+    filling: Filling, imputations: Imputations
+) -> None:
+    filling.docs.insert_many({"_id": {"a": n, "b": 1}, "x": 1} for n in range(ENOUGH))
+    assert scan_of(filling, imputations).lead()
+    assert "_id.a_1" in filling.docs.index_information()
+    assert filling.docs.count_documents({"y": describe(1)}) == len(IDS) + ENOUGH
