@@ -4,7 +4,9 @@
 by side. A document whose input moved in between is read again and computed again.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from bson.raw_bson import RawBSONDocument
@@ -120,14 +122,18 @@ class Filler:
         prepared.batch = Batch([prepared])
         return prepared
 
-    def finish(self, prepared: Prepared) -> int:
+    def finish(
+        self, prepared: Prepared, turn: AbstractContextManager[Any] = contextlib.nullcontext()
+    ) -> int:
         """Write what was prepared; documents that changed meanwhile are read and done again.
 
-        Answers how many fields were filled at once, not counting those done again.
+        Answers how many fields were filled at once, not counting those done again. `turn` is
+        entered for as long as the fills are being written.
         """
         self.begin_writing(prepared)
         batch = prepared.batch or Batch([prepared])
-        batch.send(self.collection, self.echoes)
+        with turn:
+            batch.send(self.collection, self.echoes)
         return self.end_writing(prepared, batch)
 
     def begin_writing(self, prepared: Prepared) -> None:

@@ -125,7 +125,7 @@ class Scan:
     def help(self) -> bool:
         """Walk ranges while one is free; False if it was stopped or another scan was asked for."""
         ranges, pace = Ranges(self.imputations, self.record), Pace()
-        with ThreadPoolExecutor(1, thread_name_prefix="fill") as writer:
+        with ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="fill") as writer:
             while self.wanted() and not self._have_come():
                 claim = ranges.take()
                 if claim is None:
@@ -232,9 +232,8 @@ class _Walk:
         return True
 
     def _finish(self, prepared: Prepared) -> int:
-        """Write a batch, at a time when nobody else of this worker keeps the store busy."""
-        with self.scan.turns:
-            return self.scan.filler.finish(prepared)
+        """Write a batch, when nobody else of this worker keeps the store busy."""
+        return self.scan.filler.finish(prepared, self.scan.turns)
 
     def _wait_for_oldest(self) -> None:
         """Wait until it is written, and then remember the place, now and then."""

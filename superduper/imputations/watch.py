@@ -248,8 +248,7 @@ class Leading:
         """The next changes: waited for where all is quiet, gathered where much is going on."""
         if self._only_echoes:
             self.watch.stop.wait(ECHO_PAUSE_SECONDS)
-            with self.crew.turns:
-                return changes.next_batch(ECHO_BATCH, 1)
+            return changes.next_batch(ECHO_BATCH, 1, self.crew.turns)
         if not self._gathering:
             return changes.next_batch(STREAM_BATCH, WAIT_MS)
         if not self._behind:

@@ -5,19 +5,22 @@ documents afresh. A token is saved after the work for a batch is done; when the 
 token and now is gone, HistoryLost says so, and the reader walks the collection instead.
 """
 
+import contextlib
 import logging
 import math
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from bson.datetime_ms import DatetimeMS
 from pymongo.collection import Collection
-from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
+from pymongo.errors import ConnectionFailure, OperationFailure, ProtocolError, PyMongoError
 
 # History gone, fatal stream, invalid token, event over 16 MB. The embedded store sets no label.
-HISTORY_LOST = (286, 280, 260, 10334)
+TOO_LARGE = 10334
+HISTORY_LOST = (286, 280, 260, TOO_LARGE)
 HISTORY_LOST_LABEL = "NonResumableChangeStreamError"
 CURSOR_GONE = (43, 237)  # not found, killed: the server was restarted or has cleaned up
 RESUMABLE_LABEL = "ResumableChangeStreamError"
@@ -25,25 +28,31 @@ RESUMABLE_LABEL = "ResumableChangeStreamError"
 BEHIND_SECONDS = 5.0
 KINDS = ("insert", "replace", "update", "delete")
 
-#: What an update set is told with its values if it is smaller than this, else by names alone.
-SMALL_BYTES = 4096
 SET = "$updateDescription.updatedFields"
 NAMES = {"$map": {"input": {"$objectToArray": SET}, "in": "$$this.k"}}
-# One new document for each event: on the embedded store half the cost of a `$project`.
-PIPELINE: tuple[dict[str, Any], ...] = (
-    {
-        "$replaceWith": {
-            "_id": "$_id",
-            "kind": "$operationType",
-            "key": "$documentKey._id",
-            "at": "$wallTime",
-            "cluster": "$clusterTime",
-            "updated": {"$cond": [{"$lt": [{"$bsonSize": SET}, SMALL_BYTES]}, SET, NAMES]},
-            "removed": "$updateDescription.removedFields",
-            "cut": "$updateDescription.truncatedArrays.field",
-        }
-    },
-)
+
+
+def _told(updated: Any) -> tuple[dict[str, Any], ...]:
+    """One new document for each event: on the embedded store half the cost of a `$project`."""
+    event = {
+        "_id": "$_id",
+        "kind": "$operationType",
+        "key": "$documentKey._id",
+        "at": "$wallTime",
+        "cluster": "$clusterTime",
+        "updated": updated,
+        "removed": "$updateDescription.removedFields",
+        "cut": "$updateDescription.truncatedArrays.field",
+    }
+    return ({"$replaceWith": event},)
+
+
+# Most updates are small fills of our own that come back. To have the server measure each of them
+# costs a third of the stream, so values are asked for until they are too much for one reply.
+WITH_VALUES = _told(SET)
+#: An update's values are told where it is smaller than this.
+SMALL_BYTES = 4096
+WITH_SMALL_VALUES = _told({"$cond": [{"$lt": [{"$bsonSize": SET}, SMALL_BYTES]}, SET, NAMES]})
 # The embedded store reads at most 200 changes for one reply, so it is asked for all of them. Where
 # a reply has fewer than half as many, there were no more: that was the history's end.
 MOST_IN_REPLY = 256
@@ -85,6 +94,7 @@ class Changes:
         self._name = collection.name
         self._codec = collection.codec_options.with_options(document_class=dict, tz_aware=False)
         self._identity = self._find_identity()
+        self._pipeline = WITH_VALUES
         self._resume = self._accept(token) if token is not None else None
         self._session = self._database.client.start_session()
         try:
@@ -98,19 +108,27 @@ class Changes:
         """From here on nothing has been returned yet: to be saved once the last batch is done."""
         return {"resume": self._resume, "collection": self._identity}
 
-    def next_batch(self, max_events: int, max_wait_ms: int) -> list[Change]:
+    def next_batch(
+        self,
+        max_events: int,
+        max_wait_ms: int,
+        turn: AbstractContextManager[Any] = contextlib.nullcontext(),
+    ) -> list[Change]:
         """The changes that are there, waiting up to `max_wait_ms` for the first.
 
+        `turn` is entered for as long as the server is asked.
         Raises HistoryLost if there is no way on: the collection was dropped or renamed, or the
         history was cut off.
         """
         try:
-            return self._collect(max_events, max_wait_ms)
-        except (ConnectionFailure, OperationFailure) as error:
-            if not _is_transient(error):
+            return self._collect(max_events, max_wait_ms, turn)
+        except (ConnectionFailure, OperationFailure, ProtocolError) as error:
+            if self._tells_less_for(error):
+                self._pipeline = WITH_SMALL_VALUES
+            elif not _is_transient(error):
                 raise
         self._open()
-        return self._collect(max_events, max_wait_ms)
+        return self._collect(max_events, max_wait_ms, turn)
 
     def close(self) -> None:
         """Give the cursor back."""
@@ -170,26 +188,37 @@ class Changes:
         """Open a stream; its first batch is empty, so that all comes through `getMore`."""
         stage = {"$changeStream": {"resumeAfter": resume} if resume else {}}
         reply = self._command(
-            {"aggregate": self._name, "pipeline": [stage, *PIPELINE], "cursor": {"batchSize": 0}}
+            {
+                "aggregate": self._name,
+                "pipeline": [stage, *self._pipeline],
+                "cursor": {"batchSize": 0},
+            }
         )
         cursor: dict[str, Any] = reply["cursor"]
         return cursor
 
-    def _collect(self, max_events: int, max_wait_ms: int) -> list[Change]:
-        """Wait for the first change, then take what is there; the token moves when all is well."""
+    def _collect(
+        self, max_events: int, max_wait_ms: int, turn: AbstractContextManager[Any]
+    ) -> list[Change]:
+        """Take what is there, once the first change is; the token moves when all is well."""
         behind = time.monotonic() - self._at_end > BEHIND_SECONDS
-        while len(self._held) < max_events:
-            batch = self._get_more(1 if self._held else max(1, max_wait_ms))
-            self._held += batch
-            if len(batch) < SHORT_REPLY:
-                self._at_end = time.monotonic()
-                break
+        with turn:
+            self._fetch(max_events, max_wait_ms)
         taken, self._held = self._held[:max_events], self._held[max_events:]
         changes = [self._read(event) for event in taken]
         if behind and changes:
             self._check_history()
         self._resume = taken[-1]["_id"] if self._held else self._after
         return changes
+
+    def _fetch(self, max_events: int, max_wait_ms: int) -> None:
+        """Ask for events until there are enough or no more; only the first is waited for."""
+        while len(self._held) < max_events:
+            batch = self._get_more(1 if self._held else max(1, max_wait_ms))
+            self._held += batch
+            if len(batch) < SHORT_REPLY:
+                self._at_end = time.monotonic()
+                break
 
     def _check_history(self) -> None:
         """Raise HistoryLost if the history since the token is no longer whole.
@@ -238,12 +267,19 @@ class Changes:
         values = updated if isinstance(updated, Mapping) else {}
         return Change(event["key"], kind, _touched(event), at, removed, values)
 
+    def _tells_less_for(self, error: PyMongoError) -> bool:
+        """Whether the next events are too much for one reply with all the values in them."""
+        too_large = isinstance(error, ProtocolError) or getattr(error, "code", None) == TOO_LARGE
+        return too_large and self._pipeline is WITH_VALUES
+
     def _refuse_lost(self, error: OperationFailure) -> None:
         """Raise HistoryLost if the error means that the token is of no use any more.
 
         A server may check the token only at the first `getMore`. What it answers to one that it
         cannot read differs from server to server: then a stream without it opens.
         """
+        if self._tells_less_for(error):
+            return
         if error.code in HISTORY_LOST or error.has_error_label(HISTORY_LOST_LABEL):
             raise HistoryLost(str(error)) from error
         if self._proved or self._resume is None or _is_transient(error):

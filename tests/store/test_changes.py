@@ -5,9 +5,10 @@ from datetime import datetime
 
 import pytest
 from bson import Binary, ObjectId
+from pymongo import UpdateOne
 from pymongo.errors import PyMongoError
 
-from superduper.store.changes import SMALL_BYTES, Changes, HistoryLost
+from superduper.store.changes import Changes, HistoryLost
 from superduper.store.embedded import attach
 from superduper.store.mongo import connect_mongo
 from tests.waiting import until
@@ -50,14 +51,26 @@ def test_kinds_ids_and_touched_fields(documents):
     assert all(before - 2000 < change.cluster_time_ms < before + 10_000 for change in found)
 
 
-def test_small_values_are_told_and_large_ones_are_not(documents):
+def test_values_are_told(documents):
     with Changes(documents) as changes:
         documents.update_one({"_id": "there"}, {"$set": {"y": "mine", "d.e": [1]}})
-        documents.update_one({"_id": "there"}, {"$set": {"y": "m" * SMALL_BYTES}})
         documents.update_one({"_id": "there"}, {"$unset": {"y": ""}})
         found = drain(changes)
-    assert [change.values for change in found] == [{"y": "mine", "d.e": [1]}, {}, {}]
-    assert [change.touched for change in found] == [{"y", "d.e"}, {"y"}, {"y"}]
+    assert [change.values for change in found] == [{"y": "mine", "d.e": [1]}, {}]
+    assert [change.touched for change in found] == [{"y", "d.e"}, {"y"}]
+
+
+def test_updates_that_are_too_much_for_one_reply_are_told_by_their_names(documents):
+    large, count = "m" * (1 << 20), 52
+    documents.insert_many({"_id": number} for number in range(count))
+    with Changes(documents) as changes:
+        updates = [UpdateOne({"_id": number}, {"$set": {"y": large}}) for number in range(count)]
+        documents.bulk_write([*updates, UpdateOne({"_id": 0}, {"$set": {"z": 1}})])
+        found = drain(changes)
+    assert [change.id for change in found] == [*range(count), 0]
+    assert {change.touched for change in found[:-1]} == {frozenset({"y"})}
+    assert all(not change.values for change in found[:-1])
+    assert found[-1].values == {"z": 1}
 
 
 def test_ids_of_every_kind(documents):
