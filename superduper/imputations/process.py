@@ -122,9 +122,7 @@ class Filler:
         prepared.batch = Batch([prepared])
         return prepared
 
-    def finish(
-        self, prepared: Prepared, turn: AbstractContextManager[Any] = contextlib.nullcontext()
-    ) -> int:
+    def finish(self, prepared: Prepared, turn: AbstractContextManager[Any] | None = None) -> int:
         """Write what was prepared; documents that changed meanwhile are read and done again.
 
         Answers how many fields were filled at once, not counting those done again. `turn` is
@@ -132,7 +130,7 @@ class Filler:
         """
         self.begin_writing(prepared)
         batch = prepared.batch or Batch([prepared])
-        with turn:
+        with turn or contextlib.nullcontext():
             batch.send(self.collection, self.echoes)
         return self.end_writing(prepared, batch)
 

@@ -112,7 +112,7 @@ class Changes:
         self,
         max_events: int,
         max_wait_ms: int,
-        turn: AbstractContextManager[Any] = contextlib.nullcontext(),
+        turn: AbstractContextManager[Any] | None = None,
     ) -> list[Change]:
         """The changes that are there, waiting up to `max_wait_ms` for the first.
 
@@ -198,11 +198,11 @@ class Changes:
         return cursor
 
     def _collect(
-        self, max_events: int, max_wait_ms: int, turn: AbstractContextManager[Any]
+        self, max_events: int, max_wait_ms: int, turn: AbstractContextManager[Any] | None
     ) -> list[Change]:
         """Take what is there, once the first change is; the token moves when all is well."""
         behind = time.monotonic() - self._at_end > BEHIND_SECONDS
-        with turn:
+        with turn or contextlib.nullcontext():
             self._fetch(max_events, max_wait_ms)
         taken, self._held = self._held[:max_events], self._held[max_events:]
         changes = [self._read(event) for event in taken]
