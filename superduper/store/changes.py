@@ -1,4 +1,4 @@
-"""Follow one collection's changes: ids, names of fields and small values, never whole documents.
+"""Follow one collection's changes: ids, and what updates set, never whole documents.
 
 The stream is a hint, the collection is the truth: a reader takes ids from here and reads the
 documents afresh. A token is saved after the work for a batch is done; when the history between a
