@@ -1,25 +1,22 @@
 """A collection whose missing fields fill themselves: the one facade, whatever the transport."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bson import ObjectId
 from pymongo.collection import Collection as MongoCollection
-from pymongo.results import DeleteResult, InsertManyResult, InsertOneResult, UpdateResult
 
 from superduper import commands
 from superduper.command import Command, build
 from superduper.commands import Transport
-from superduper.cursor import Cursor, filter_of, sort_keys
 from superduper.display import Table
+from superduper.documents import Documents
 from superduper.errors import InvalidInput
-from superduper.fields.codec import decode, decode_document, encode, encode_document
+from superduper.fields.codec import decode, encode
 from superduper.fields.sealing import seal
 from superduper.handles import Imputation
 from superduper.predicting import Model
 from superduper.training_objects import register_objects
 
-INSERT_CHUNK = 1_000
 JOB_COLUMNS = ("id", "kind", "state", "attempts", "args", "created_at", "error")
 RUN_COLUMNS = (
     "id",
@@ -44,22 +41,12 @@ SCORE_COLUMNS = (
 )
 
 
-class Collection:
+class Collection(Documents):
     """Documents, components and imputations of one collection.
 
-    `native` is the pymongo collection behind it where there is one (not over HTTP): methods that
-    are not listed here pass through to it.
+    `native` is the pymongo collection behind it where there is one (not over HTTP): methods and
+    arguments that are not listed here pass through to it, and its own errors come back.
     """
-
-    def __init__(
-        self, transport: Transport, name: str, native: MongoCollection[Any] | None = None
-    ) -> None:
-        self._transport = transport
-        self._native = native
-        self.name = name
-
-    def _send(self, command: type[commands.OnCollection], **fields: Any) -> Any:
-        return self._transport.send(build(command, collection=self.name, **fields))
 
     def __repr__(self) -> str:
         return f"<Collection {self.name!r}>"
@@ -70,123 +57,6 @@ class Collection:
         if self._native is None:
             raise AttributeError(f"{attribute!r} is pymongo's and not available over HTTP")
         return getattr(self._native, attribute)
-
-    # Documents -------------------------------------------------------------------------------
-
-    def insert_one(self, document: dict[str, Any]) -> InsertOneResult:
-        """Insert a document; tensors, arrays and images go in as they are."""
-        return InsertOneResult(self.insert_many([document]).inserted_ids[0], True)
-
-    def insert_many(
-        self, documents: Iterable[dict[str, Any]], ordered: bool = True
-    ) -> InsertManyResult:
-        """Insert documents; each gets an `_id` if it has none, as with pymongo."""
-        ids: list[Any] = []
-        chunk: list[dict[str, Any]] = []
-        for document in documents:
-            document.setdefault("_id", ObjectId())
-            chunk.append(encode_document(document))
-            if len(chunk) >= INSERT_CHUNK:
-                ids += self._insert(chunk, ordered)
-                chunk = []
-        if chunk or not ids:
-            ids += self._insert(chunk, ordered)
-        return InsertManyResult(ids, True)
-
-    def _insert(self, documents: list[dict[str, Any]], ordered: bool) -> list[Any]:
-        sent = self._send(commands.InsertDocuments, documents=documents, ordered=ordered)
-        ids: list[Any] = sent["inserted_ids"]
-        return ids
-
-    def find(
-        self,
-        filter: Mapping[str, Any] | None = None,
-        projection: Mapping[str, Any] | Sequence[str] | None = None,
-        skip: int = 0,
-        limit: int = 0,
-        sort: Sequence[tuple[str, int]] | str | None = None,
-        fresh: bool = False,
-    ) -> Cursor:
-        """The documents that match, read lazily; with `fresh` without stale values of ours.
-
-        A document that matches, or has its place in the order, by a stale value is left out then.
-        """
-        return Cursor(
-            self._transport,
-            self.name,
-            filter=_encoded(filter),
-            projection=_projection(projection),
-            skip=skip,
-            limit=limit,
-            sort=sort_keys(sort) if sort else None,
-            fresh=fresh,
-        )
-
-    def find_one(
-        self,
-        filter: Any = None,
-        projection: Mapping[str, Any] | Sequence[str] | None = None,
-        skip: int = 0,
-        sort: Sequence[tuple[str, int]] | str | None = None,
-        fresh: bool = False,
-    ) -> dict[str, Any] | None:
-        """One document that matches (a bare value is an `_id`), or None; `fresh` as for `find`."""
-        found = self._send(
-            commands.FindDocuments,
-            filter=_encoded(filter),
-            projection=_projection(projection),
-            skip=skip,
-            limit=1,
-            sort=sort_keys(sort) if sort else None,
-            fresh=fresh,
-        )["documents"]
-        return decode_document(found[0]) if found else None
-
-    def count_documents(self, filter: Mapping[str, Any]) -> int:
-        """The number of documents that match."""
-        return int(self._send(commands.CountDocuments, filter=_encoded(filter))["count"])
-
-    def _update(self, filter: Any, update: Any, *, many: bool, upsert: bool) -> UpdateResult:
-        raw = self._send(
-            commands.UpdateDocuments,
-            filter=_encoded(filter),
-            update=encode(update),
-            many=many,
-            upsert=upsert,
-        )
-        return UpdateResult(raw, True)
-
-    def update_one(self, filter: Any, update: Any, upsert: bool = False) -> UpdateResult:
-        """Change the first document that matches."""
-        return self._update(filter, update, many=False, upsert=upsert)
-
-    def update_many(self, filter: Any, update: Any, upsert: bool = False) -> UpdateResult:
-        """Change all documents that match."""
-        return self._update(filter, update, many=True, upsert=upsert)
-
-    def replace_one(
-        self, filter: Any, replacement: Mapping[str, Any], upsert: bool = False
-    ) -> UpdateResult:
-        """Put another document in the place of the first that matches."""
-        raw = self._send(
-            commands.ReplaceDocument,
-            filter=_encoded(filter),
-            replacement=encode_document(replacement),
-            upsert=upsert,
-        )
-        return UpdateResult(raw, True)
-
-    def delete_one(self, filter: Any) -> DeleteResult:
-        """Delete the first document that matches."""
-        return DeleteResult(
-            self._send(commands.DeleteDocuments, filter=_encoded(filter), many=False), True
-        )
-
-    def delete_many(self, filter: Mapping[str, Any]) -> DeleteResult:
-        """Delete all documents that match."""
-        return DeleteResult(
-            self._send(commands.DeleteDocuments, filter=_encoded(filter), many=True), True
-        )
 
     # Components ------------------------------------------------------------------------------
 
@@ -294,9 +164,29 @@ class Collection:
     def _register_object(self, kind: str, name: str, object: Any) -> None:
         self._register(kind, name, {"object": object})
 
-    def create_watcher(self, name: str, model: str, key: Any, **settings: Any) -> Imputation:
-        """Write a model's output for every document that has `key`, now and from now on."""
-        found = self._send(commands.CreateWatcher, name=name, model=model, key=key, **settings)
+    def create_watcher(
+        self,
+        name: str,
+        model: str,
+        key: str | Sequence[str],
+        target: str | None = None,
+        filter: Mapping[str, Any] | None = None,
+        features: Mapping[str, str] | None = None,
+    ) -> Imputation:
+        """Write a model's output for every document that has `key`, now and from now on.
+
+        It goes to `target`, else to `_outputs.<key>.<model>`; `features` names a model for each
+        key of which its output is read in the key's place.
+        """
+        found = self._send(
+            commands.CreateWatcher,
+            name=name,
+            model=model,
+            key=key,
+            target=target,
+            filter=filter,
+            features=features,
+        )
         return Imputation(self._transport, self.name, found["name"])
 
     def imputation(self, name: str) -> Imputation:
@@ -371,13 +261,3 @@ class Database:
 
     def __repr__(self) -> str:
         return f"<Database {self.name!r}>"
-
-
-def _encoded(filter: Any) -> dict[str, Any]:
-    return {key: encode(value) for key, value in filter_of(filter).items()}
-
-
-def _projection(projection: Any) -> Any:
-    if projection is None or isinstance(projection, Mapping):
-        return None if projection is None else dict(projection)
-    return list(projection)

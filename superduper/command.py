@@ -1,6 +1,8 @@
 """What a command is, and how one is made: checked once, frozen, with its place in the REST API."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -80,13 +82,19 @@ def build(command: type[C], **fields: Any) -> C:
     try:
         return command(**fields)
     except ValidationError as error:
-        raise InvalidInput(explain(error)) from error
+        raise InvalidInput(explain(error, command.model_fields)) from error
 
 
-def explain(error: ValidationError) -> str:
-    """The first problem of a validation error in one line, without echoing the input."""
+def explain(error: ValidationError, known: Iterable[str] = ()) -> str:
+    """The first problem of a validation error in one line, without echoing the input.
+
+    For an argument that is none of those known, the one that is meant is named.
+    """
     first = error.errors(include_url=False, include_input=False)[0]
     # Of a number that may be something else, pydantic names the branch as well.
     where = ".".join(str(part) for part in first["loc"][:4] if part != "constrained-float")
     text = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        meant = get_close_matches(where, known, 1)
+        text = "there is no such argument" + "".join(f"; is {each!r} meant?" for each in meant)
     return f"{where}: {text}"[:400] if where else text[:400]

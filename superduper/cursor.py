@@ -1,6 +1,6 @@
 """The documents that match a filter, read lazily: the same on both transports."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from superduper.command import build
@@ -19,8 +19,16 @@ def sort_keys(key: Sort, direction: int = 1) -> list[tuple[str, int]]:
 class Cursor:
     """What `find` returns: iterate it once; `sort`, `skip` and `limit` before that."""
 
-    def __init__(self, transport: Transport, collection: str, **query: Any) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        collection: str,
+        native: Callable[..., Iterator[dict[str, Any]]] | None = None,
+        **query: Any,
+    ) -> None:
+        """With `native`, pymongo's `find` with arguments that only it knows, that is asked."""
         self._transport = transport
+        self._native = native
         self._query: dict[str, Any] = {"collection": collection, "limit": 0, **query}
         self._documents: Iterator[dict[str, Any]] | None = None
 
@@ -47,8 +55,14 @@ class Cursor:
 
     def __next__(self) -> dict[str, Any]:
         if self._documents is None:
-            self._documents = self._transport.stream(build(FindDocuments, **self._query))
+            self._documents = self._begun()
         return decode_document(next(self._documents))
+
+    def _begun(self) -> Iterator[dict[str, Any]]:
+        command = build(FindDocuments, **self._query)
+        if self._native is None:
+            return self._transport.stream(command)
+        return self._native(**command.model_dump(exclude={"collection", "fresh"}))
 
     def next(self) -> dict[str, Any]:
         """The next document; StopIteration after the last."""

@@ -191,7 +191,7 @@ def _keys(keys: Any) -> str:
 
 
 def _error(name: str, error: Mapping[str, Any]) -> SuperduperError:
-    found = error_of(error.get("code", "user_code"), f"imputation {name!r}: {error['message']}")
+    found = error_of(error.get("code") or "user_code", f"imputation {name!r}: {error['message']}")
     if error.get("traceback"):
         found.add_note(str(error["traceback"]))
     return found

@@ -16,15 +16,15 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any, Self
 
 import httpx2
-from bson import ObjectId
 from pymongo.results import InsertManyResult, InsertOneResult
 
 from superduper import commands, settings
 from superduper.collection import Collection
 from superduper.command import Command, build
 from superduper.cursor import Sort, filter_of, sort_keys
+from superduper.documents import INSERT_CHUNK, refuse, with_id
 from superduper.errors import SuperduperError, TimedOut
-from superduper.fields.codec import decode, decode_document, encode, encode_document
+from superduper.fields.codec import decode, decode_document, encode
 from superduper.predicting import inputs_of, outputs_of
 from superduper_client import wire
 from superduper_client.aio_handles import AsyncImputation, AsyncModel
@@ -39,7 +39,6 @@ from superduper_client.speaking import (
 )
 from superduper_client.wire import Call
 
-INSERT_CHUNK = 1_000
 MOST_THREADS = 1_000
 
 
@@ -151,16 +150,18 @@ class AsyncCollection(Awaited[Collection]):
             async for row in rows:
                 yield row
 
-    async def insert_one(self, document: dict[str, Any]) -> InsertOneResult:
+    async def insert_one(self, document: dict[str, Any], **options: Any) -> InsertOneResult:
         """Insert a document; tensors, arrays and images go in as they are."""
-        return InsertOneResult((await self.insert_many([document])).inserted_ids[0], True)
+        inserted = await self.insert_many([document], **options)
+        return InsertOneResult(inserted.inserted_ids[0], True)
 
     async def insert_many(
-        self, documents: Iterable[dict[str, Any]], ordered: bool = True
+        self, documents: Iterable[dict[str, Any]], ordered: bool = True, **options: Any
     ) -> InsertManyResult:
         """Insert documents; each gets an `_id` if it has none."""
+        refuse(options)
         ids: list[Any] = []
-        encoded = [_with_id(document) for document in documents]
+        encoded = [with_id(document) for document in documents]
         for start in range(0, max(1, len(encoded)), INSERT_CHUNK):
             part = encoded[start : start + INSERT_CHUNK]
             sent = await self._send(commands.InsertDocuments, documents=part, ordered=ordered)
@@ -175,12 +176,14 @@ class AsyncCollection(Awaited[Collection]):
         limit: int = 0,
         sort: Sort | None = None,
         fresh: bool = False,
+        **options: Any,
     ) -> AsyncGenerator[dict[str, Any], None]:
         """The documents that match, as they come: `async for document in docs.find(...)`.
 
         With `fresh` without stale values of ours. A document that matches, or has its place in the
         order, by a stale value is left out then.
         """
+        refuse(options)
         query = _query(filter, projection, skip, sort, fresh)
         command = build(commands.FindDocuments, collection=self.name, limit=limit, **query)
         async with aclosing(self._rows(command)) as rows:
@@ -194,14 +197,17 @@ class AsyncCollection(Awaited[Collection]):
         skip: int = 0,
         sort: Sort | None = None,
         fresh: bool = False,
+        **options: Any,
     ) -> dict[str, Any] | None:
         """One document that matches (a bare value is an `_id`), or None; `fresh` as for `find`."""
+        refuse(options)
         query = _query(filter, projection, skip, sort, fresh)
         found = (await self._send(commands.FindDocuments, limit=1, **query))["documents"]
         return decode_document(found[0]) if found else None
 
-    async def count_documents(self, filter: Mapping[str, Any]) -> int:
+    async def count_documents(self, filter: Mapping[str, Any], **options: Any) -> int:
         """The number of documents that match."""
+        refuse(options)
         sent = await self._send(commands.CountDocuments, filter=encode(filter_of(filter)))
         return int(sent["count"])
 
@@ -257,10 +263,21 @@ class AsyncCollection(Awaited[Collection]):
         return AsyncImputation(self, made.name)
 
     async def create_watcher(
-        self, name: str, model: str, key: Any, **settings: Any
+        self,
+        name: str,
+        model: str,
+        key: str | Sequence[str],
+        target: str | None = None,
+        filter: Mapping[str, Any] | None = None,
+        features: Mapping[str, str] | None = None,
     ) -> AsyncImputation:
-        """Write a model's output for every document that has `key`, now and from now on."""
-        made = await self._beside(lambda docs: docs.create_watcher(name, model, key, **settings))
+        """Write a model's output for every document that has `key`, now and from now on.
+
+        It goes to `target`, else to `_outputs.<key>.<model>`; `features` as in the other client.
+        """
+        made = await self._beside(
+            lambda docs: docs.create_watcher(name, model, key, target, filter, features)
+        )
         return AsyncImputation(self, made.name)
 
     async def imputation(self, name: str) -> AsyncImputation:
@@ -282,11 +299,6 @@ class AsyncCollection(Awaited[Collection]):
 
     def __repr__(self) -> str:
         return f"<AsyncCollection {self.name!r}>"
-
-
-def _with_id(document: dict[str, Any]) -> dict[str, Any]:
-    document.setdefault("_id", ObjectId())
-    return encode_document(document)
 
 
 def _query(

@@ -21,11 +21,13 @@ import torch
 from sklearn.datasets import load_digits
 
 import superduper
+from superduper.store.folder import Folder
 
 T = TypeVar("T")
 LABELLED = 1_200
 WANTED_ACCURACY = 0.95
 DEADLINE_SECONDS = 60
+MARK = "made-by-the-demo"
 
 PLAIN_INSERT = """
 import sys, time, pymongo
@@ -163,11 +165,23 @@ def predict_over_rest(url: str, token: str, digits: Any) -> None:
         say(f"   POST /v1/collections/digits/models/digit_model/predict → {answer.read().decode()}")
 
 
+def begin_anew(path: Path) -> None:
+    """An empty folder for the demo; what an earlier one left there is removed, and nothing else."""
+    mark = path / MARK
+    if path.exists() and any(path.iterdir()):
+        if not mark.exists():
+            raise SystemExit(f"{path} holds files that are not the demo's: choose another --path")
+        if Folder(path).has_keeper():
+            raise SystemExit(f"a demo runs in {path}: stop that one, or choose another --path")
+        shutil.rmtree(path)
+    path.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+
+
 def start(path: Path) -> tuple["subprocess.Popen[str]", dict[str, str]]:
     """Store, worker and server in one folder; answers the process and its ready line."""
     command = [sys.executable, "-m", "superduper_server.cli", "up", "--path", str(path)]
     command += ["--database", "demo", "--port", "0", "--json"]
-    path.mkdir(parents=True, exist_ok=True)
     with (path / "up.log").open("w") as log:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
@@ -219,8 +233,7 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="leave everything running at the end")
     options = parser.parse_args()
     began = time.monotonic()
-    if (options.path / "store").exists():
-        shutil.rmtree(options.path)
+    begin_anew(options.path)
     say(f"1. Store, worker and server start in {options.path}")
     process, ready = start(options.path.resolve())
     try:

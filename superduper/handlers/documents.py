@@ -1,9 +1,11 @@
 """Commands about documents, answered by pymongo."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from superduper import commands
+from superduper.errors import InvalidInput
 from superduper.handlers.context import Context
 from superduper.imputations.fresh import fresh_documents
 
@@ -67,13 +69,16 @@ def update(context: Context, command: commands.UpdateDocuments) -> dict[str, Any
     """Change one document or many."""
     collection = context.database[command.collection]
     change = collection.update_many if command.many else collection.update_one
-    return _changed(change(command.filter, command.update, upsert=command.upsert).raw_result)
+    with _refusals():
+        result = change(command.filter, command.update, upsert=command.upsert)
+    return _changed(result.raw_result)
 
 
 def replace(context: Context, command: commands.ReplaceDocument) -> dict[str, Any]:
     """Replace one document."""
     collection = context.database[command.collection]
-    result = collection.replace_one(command.filter, command.replacement, upsert=command.upsert)
+    with _refusals():
+        result = collection.replace_one(command.filter, command.replacement, upsert=command.upsert)
     return _changed(result.raw_result)
 
 
@@ -82,6 +87,15 @@ def delete(context: Context, command: commands.DeleteDocuments) -> dict[str, Any
     collection = context.database[command.collection]
     remove = collection.delete_many if command.many else collection.delete_one
     return {"n": remove(command.filter).deleted_count}
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What pymongo refuses before it asks the database."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(str(error)) from error
 
 
 def _changed(raw: Any) -> dict[str, Any]:

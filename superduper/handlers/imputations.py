@@ -29,7 +29,14 @@ FIT = "fit"
 # Declaring -----------------------------------------------------------------------------------
 
 
+# Arguments that are agreed on, and that nothing heeds yet: they are refused, not swallowed.
+UNHEEDED = ("precision", "confidence", "max_width", "refit_after")
+
+
 def _check(context: Context, command: commands.CreateImputation, record: ImputationRecord) -> None:
+    for setting in UNHEEDED:
+        if getattr(command, setting) != commands.CreateImputation.model_fields[setting].default:
+            raise InvalidInput(f"{setting}= has no effect in this release: leave it out")
     own_steps = command.trainer is not None  # which measure what they like
     if command.watch != "loss" and command.watch not in command.metrics and not own_steps:
         raise InvalidInput(
@@ -303,7 +310,7 @@ def _warm(context: Context, record: ImputationRecord, version: int) -> None:
 
 def revert(context: Context, command: commands.RevertVersion) -> dict[str, Any]:
     """Take back what a version filled; the live version only when forced, which pauses."""
-    record = context.imputations.get(command.collection, command.name)
+    record = _with_version(context, command)
     if command.version == record.active and record.filling:
         if not command.force:
             raise InvalidInput(
@@ -314,9 +321,19 @@ def revert(context: Context, command: commands.RevertVersion) -> dict[str, Any]:
     return {"reverted": revert_version(context.database, record, command.version)}
 
 
+def _with_version(
+    context: Context, command: commands.RevertVersion | commands.RedoVersion
+) -> ImputationRecord:
+    """The imputation, if it has had that version; NotFound else."""
+    record = context.imputations.get(command.collection, command.name)
+    if command.version > record.latest:
+        raise NotFound(f"imputation {record.id!r} has no version {command.version}: see versions()")
+    return record
+
+
 def redo(context: Context, command: commands.RedoVersion) -> dict[str, Any]:
     """Put back what was taken."""
-    record = context.imputations.get(command.collection, command.name)
+    record = _with_version(context, command)
     return {"redone": redo_version(context.database, record, command.version)}
 
 

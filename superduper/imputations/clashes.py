@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 def check_fields(record: "ImputationRecord", there: Sequence["ImputationRecord"]) -> None:
     """Raise InvalidInput if an imputation cannot be beside those that are there."""
     for path in record.write_paths:
+        if overlap(path, "_id"):
+            raise InvalidInput(f"field {path!r} cannot be filled: every document has its `_id`")
         if any(overlap(path, source) for source in record.input_paths):
             raise InvalidInput(f"field {path!r} cannot be predicted from itself")
     watched = [other for other in there if other.name != record.name and other.watched]

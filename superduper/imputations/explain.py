@@ -69,7 +69,7 @@ class Explainer:
         document = self.database[collection].with_options(RAW).find_one(wanted)
         if document is None:
             raise NotFound(f"collection {collection!r} has no document {document_id!r:.80}")
-        record = self._fills(collection, field)
+        record = self._fills(collection, field, fill_of(document, field) or {})
         [standing] = States(self.database, record).of([document])
         story = {
             **standing.shown(),
@@ -81,11 +81,13 @@ class Explainer:
             return {**story, **self._origin(record, document, field)}
         return story
 
-    def _fills(self, collection: str, field: str) -> ImputationRecord:
+    def _fills(self, collection: str, field: str, fill: Mapping[str, Any]) -> ImputationRecord:
+        """The imputation that wrote the value, else one that would."""
         records = self.imputations.find(collection)
-        for record in records:
-            if field in record.write_paths:
-                return record
+        fitting = [record for record in records if field in record.write_paths]
+        if fitting:
+            wrote = fill.get("imputation")
+            return max(fitting, key=lambda each: (each.name == wrote, each.watched))
         there = sorted(path for record in records for path in record.write_paths)
         raise NotFound(
             f"no imputation of {collection!r} fills {field[:80]!r}; "

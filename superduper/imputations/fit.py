@@ -23,7 +23,6 @@ from superduper.imputations.fit_data import Brought, FitData, RecordCache
 from superduper.imputations.fit_publishing import Publisher
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.promote import promote_if_better
-from superduper.jobs.channel import ChildError
 from superduper.jobs.child import Child
 from superduper.jobs.limits import Limits
 from superduper.jobs.queue import Cancelled, RunningJob, error_document
@@ -139,12 +138,6 @@ def _begun(record: ImputationRecord, job: str | None, seed: int | None) -> dict[
     }
 
 
-def _told(error: BaseException) -> dict[str, Any]:
-    if isinstance(error, ChildError):
-        return {"type": error.type, "message": error.text, "traceback": error.traceback}
-    return error_document(error)
-
-
 def _identity(sealed: Mapping[str, Any]) -> dict[str, str]:
     """What a checkpoint of a fit must be of: the same data and the same initial model."""
     hashes = {fold: str(part["hash"]) for fold, part in sealed["data"].items()}
@@ -192,7 +185,7 @@ class _Fit:
     def _failed(self, error: BaseException) -> None:
         """Record in the run what it failed of, and in the imputation if nobody tries again."""
         stopped = isinstance(error, Cancelled | KeyboardInterrupt | SystemExit)
-        told = {**_told(error), "job": self.job.id, "run": self.run_id}
+        told = {**error_document(error), "job": self.job.id, "run": self.run_id}
         self._flush()
         self.work.runs.finish(self.run_id, "cancelled" if stopped else "failed", error=told)
         again = isinstance(error, RETRIED) and self.job.attempts < self.job.max_attempts

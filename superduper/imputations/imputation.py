@@ -150,6 +150,8 @@ class Imputations:
     def create(self, record: ImputationRecord) -> ImputationRecord:
         """Write a new imputation.
 
+        Its versions go on from those of an earlier one of that name, whose values may still be
+        there: a number stands for one version only.
         Raises AlreadyExists if the name is taken, InvalidInput if its fields clash with another's.
         """
         check_fields(record, self.find(record.collection))
@@ -164,7 +166,7 @@ class Imputations:
             "write_paths": list(record.write_paths),
             "created_at": record.created_at,
             "created_by": record.created_by,
-            "latest": 0,
+            "latest": self._last_version(record),
             "active": None,
             "paused": False,
             "error": None,
@@ -180,6 +182,12 @@ class Imputations:
                 "other settings: delete it first, or choose another name"
             ) from error
         return record
+
+    def _last_version(self, record: ImputationRecord) -> int:
+        made = {"imputation": record.id, "version": {"$gte": 1}}
+        runs = self.database["superduper.runs"]
+        run = runs.find_one(made, {"version": 1}, sort=[("version", -1)])
+        return 0 if run is None else int(run["version"])
 
     def delete(self, record: ImputationRecord) -> None:
         """Forget an imputation and its failures; documents and versions stay."""

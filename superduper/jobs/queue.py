@@ -357,6 +357,6 @@ class RunningJob:
 
 
 def error_document(error: BaseException | Mapping[str, Any]) -> Document:
-    """An error as it is kept: `{type, message, traceback}`."""
+    """An error as it is kept: `{code, type, message, traceback}`."""
     told = dict(error) if isinstance(error, Mapping) else describe(error)
-    return {key: str(told.get(key, "")) for key in ("type", "message", "traceback")}
+    return {key: str(told.get(key, "")) for key in ("code", "type", "message", "traceback")}

@@ -70,6 +70,59 @@ def test_find_has_no_limit_of_its_own(docs):
     assert sum(1 for _ in docs.find()) == 2_500
 
 
+PYMONGOS = {
+    "update_one": lambda docs: docs.update_one(
+        {"_id": 0}, {"$set": {"x.$[one]": 7}}, array_filters=[{"one": 1}]
+    ),
+    "update_many": lambda docs: docs.update_many({}, {"$set": {"n": 1}}, hint="_id_"),
+    "replace_one": lambda docs: docs.replace_one({"_id": 0}, {"n": 1}, hint="_id_"),
+    "delete_one": lambda docs: docs.delete_one({"_id": 0}, hint="_id_"),
+    "delete_many": lambda docs: docs.delete_many({"_id": 0}, hint="_id_"),
+    "insert_one": lambda docs: docs.insert_one({"x": torch.ones(2)}, comment="one"),
+    "insert_many": lambda docs: docs.insert_many([{"x": torch.ones(2)}], comment="many"),
+    "count_documents": lambda docs: docs.count_documents({}, limit=1),
+    "find_one": lambda docs: docs.find_one(0, hint="_id_"),
+    "find": lambda docs: list(docs.find({}, batch_size=2, hint=[("_id", 1)])),
+}
+
+
+@pytest.mark.parametrize("name", PYMONGOS)
+def test_more_of_pymongos_arguments_are_taken_or_refused_by_name(docs, native, name):
+    docs.insert_many([{"_id": i, "x": [1, 2]} for i in range(3)])
+    over_http = docs._native is None
+    try:
+        given = PYMONGOS[name](docs)
+    except InvalidInput as error:
+        assert over_http and "pymongo's, and not available over HTTP" in str(error)
+        return
+    assert not over_http
+    told = {
+        "update_one": lambda: given.modified_count == 1 and native.find_one(0)["x"] == [7, 2],
+        "update_many": lambda: given.modified_count == 3,
+        "replace_one": lambda: given.modified_count == 1,
+        "delete_one": lambda: given.deleted_count == 1,
+        "delete_many": lambda: given.deleted_count == 1,
+        "insert_one": lambda: torch.equal(docs.find_one(given.inserted_id)["x"], torch.ones(2)),
+        "insert_many": lambda: torch.equal(
+            docs.find_one(given.inserted_ids[0], comment="again")["x"], torch.ones(2)
+        ),
+        "count_documents": lambda: given == 1,
+        "find_one": lambda: given == {"_id": 0, "x": [1, 2]},
+        "find": lambda: [each["_id"] for each in given] == [0, 1, 2],
+    }
+    assert told[name]()
+
+
+def test_what_is_no_document_and_no_update_is_said(docs):
+    for wrong in ([1], None, "text"):
+        with pytest.raises(InvalidInput, match="a document must be a dict, not a"):
+            docs.insert_one(wrong)
+    with pytest.raises(InvalidInput):
+        docs.update_one({"_id": 1}, {"y": 1})
+    with pytest.raises(InvalidInput):
+        docs.replace_one({"_id": 1}, {"$set": {"y": 1}})
+
+
 def test_updates_replacements_and_deletions_tell_what_they_did(docs):
     docs.insert_many([{"_id": i, "n": 0} for i in range(4)])
     one = docs.update_one({"_id": 0}, {"$set": {"x": torch.ones(2)}})

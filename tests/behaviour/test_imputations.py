@@ -186,6 +186,13 @@ def test_preview_writes_nothing(docs):
         ({"model_key": "nothing_such"}, "nothing_such"),
         ({"model_key": "$x"}, "model_key"),
         ({"target_key": "_fill.y"}, "target_key"),
+        ({"target_key": "_id"}, "_id"),
+        ({"target_key": "_id.part"}, "_id"),
+        ({"precision": 0.95}, "precision"),
+        ({"max_width": 1.0}, "max_width"),
+        ({"refit_after": 10}, "refit_after"),
+        ({"confidence": 0.8}, "confidence"),
+        ({"metric": ["accuracy"]}, "metric: there is no such argument; is 'metrics' meant"),
         ({"watch": "f1"}, "f1"),
         ({"lr": -1.0}, "lr"),
         ({"epochs": 3}, "epochs"),
@@ -229,8 +236,9 @@ def test_versions_promotion_rollback_and_revert(shop):
     assert imputation.version == 1 and shop.count_documents({"_fill.y.version": 1}) == 100
     imputation.pause()
     assert imputation.revert(1, force=True) == imputation.redo(1)
-    with pytest.raises(NotFound, match="9"):
-        imputation.promote(9)
+    for act in (imputation.promote, imputation.revert, imputation.redo):
+        with pytest.raises(NotFound, match="no version 9"):
+            act(9)
 
 
 def test_corrections_are_counted_listed_and_learned_from(shop):
@@ -247,6 +255,36 @@ def test_corrections_are_counted_listed_and_learned_from(shop):
     imputation.refit().wait(timeout=120, progress=False)
     after = shop.run(imputation.versions()[0]["run"])["data"]
     assert sum(each["n"] for each in after.values()) == 2 + sum(e["n"] for e in before.values())
+
+
+def test_an_imputation_made_anew_goes_on_counting_versions(docs):
+    docs.create_model("times", lambda n: n * 2)
+    docs.insert_one({"_id": 1, "n": 4})
+    docs.create_watcher("product", "times", "n", "m").wait(60, progress=False)
+    docs.delete("imputation", "product")
+    docs.create_model("times", lambda n: n * 3)
+    docs.insert_one({"_id": 2, "n": 4})
+    again = docs.create_watcher("product", "times", "n", "m").wait(60, progress=False)
+    assert {each["_id"]: each["m"] for each in docs.find()} == {1: 8, 2: 12}
+    assert [row["version"] for row in again.versions()] == [2, 1]
+    assert {docs.explain(id, "m")["version"] for id in (1, 2)} == {1, 2}
+    assert all(docs.explain(id, "m")["derived"]["identical"] for id in (1, 2))
+
+
+def test_a_value_is_explained_by_the_imputation_that_wrote_it(docs):
+    docs.create_model("double", lambda n: n * 2)
+    docs.insert_one({"_id": 1, "n": 4})
+    only_asked = {"model": "double", "model_key": "n", "target_key": "m", "watcher": False}
+    docs.create_imputation("before", **only_asked)
+    docs.create_watcher("doubles", "double", "n", target="m").wait(60, progress=False)
+    story = docs.explain(1, "m")
+    assert (story["imputation"], story["state"], story["value"]) == ("doubles", "filled", 8)
+
+
+def test_what_ends_a_fit_arrives_as_the_error_that_it_was(shop):
+    imputation = shop.create_imputation(**SETTINGS, optimizer="adamm")
+    with pytest.raises(InvalidInput, match="no optimizer 'adamm'.*adamw"):
+        imputation.wait(timeout=120, progress=False)
 
 
 def test_pause_and_resume(docs):

@@ -215,6 +215,24 @@ def test_nothing_is_missing(other: type[Any], ours: type[Any]) -> None:
             assert [*signature(mine).parameters] == [*signature(theirs).parameters], name
 
 
+def test_pymongos_own_arguments_are_refused_by_name(answers: Answers) -> None:
+    async def ask() -> None:
+        async with superduper_client.aconnect(answers.url) as client:
+            docs = client["main"]["docs"]
+            for asked in (
+                docs.insert_one({"a": 1}, comment="c"),
+                docs.find_one({"a": 1}, comment="c"),
+                docs.count_documents({}, comment="c"),
+                anext(docs.find({}, comment="c")),
+                docs.delete_one({}, comment="c"),
+            ):
+                with pytest.raises(InvalidInput, match="comment: pymongo's, and not available"):
+                    await asked
+
+    answers.replies = [result({"database": "main"})]
+    asyncio.run(ask())
+
+
 def test_what_runs_beside(server: Server, database: Database[Any]) -> None:
     async def work() -> None:
         async with superduper_client.aconnect(server.url) as client:

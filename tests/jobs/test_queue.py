@@ -104,7 +104,8 @@ def test_a_failure_in_a_child_is_kept_as_the_child_told_it(queue: Queue) -> None
     id = queue.put("fit", {})
     told = ChildError("fit: ValueError: bad", type="ValueError", text="bad", traceback="in user.py")
     claimed(queue).fail(told, retry=False)
-    error = {"type": "ValueError", "message": "bad", "traceback": "in user.py"}
+    text = {"message": "bad", "traceback": "in user.py"}
+    error = {"code": "user_code", "type": "ValueError", **text}
     assert queue.get(id)["error"] == error
 
 

@@ -121,6 +121,20 @@ def test_with_named_collections_every_right_is_for_one_of_them() -> None:
     assert not {"insert", "remove"} & rights("superduperWorker", SUPERDUPER_COLLECTIONS="")[""]
 
 
+def test_compose_tells_the_script_which_collections_and_which_database() -> None:
+    mongo, script = COMPOSE["services"]["mongo"], ROOT / "scripts" / "mongo_users.js"
+    environment = mongo["environment"]
+    assert environment["SUPERDUPER_COLLECTIONS"] == "${SUPERDUPER_COLLECTIONS:-}"
+    assert (
+        f"./scripts/{script.name}:/docker-entrypoint-initdb.d/{script.name}:ro" in mongo["volumes"]
+    )
+    # What the script is not told is what the other services use.
+    read = set(re.findall(r"process\.env\.(\w+)", script.read_text()))
+    assert read - set(environment) == {"SUPERDUPER_SECRETS", "SUPERDUPER_DATABASE"}
+    assert parse(COMPOSE["services"]["worker"]["command"]).params["databases"] == ("main",)
+    assert "@mongo:27017/main?" in COMPOSE["services"]["server"]["entrypoint"][2]
+
+
 @pytest.mark.parametrize("name", ["server", "worker"])
 def test_the_commands_are_ours(name: str) -> None:
     service = COMPOSE["services"][name]

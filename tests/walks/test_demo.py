@@ -6,16 +6,37 @@ import sys
 import time
 from pathlib import Path
 
+from superduper.store.embedded import attach
+from superduper.store.servers import answers
+from superduper_server.demo import MARK
 from tests.waiting import until
 from tests.walks.programs import environment, processes_of
 
 
+def demo(path: Path) -> "subprocess.CompletedProcess[str]":
+    """Run it in a folder."""
+    command = [sys.executable, "-m", "superduper_server.demo", "--path", str(path)]
+    return subprocess.run(
+        command, cwd=path.parent, env=environment(), capture_output=True, text=True, timeout=180
+    )
+
+
+def test_the_demo_removes_nobodys_data(tmp_path: Path) -> None:
+    with attach(tmp_path / "mine") as mine:
+        (mine_too := tmp_path / "notes").mkdir()
+        (mine_too / "note").touch()
+        for folder in ("mine", "notes"):
+            done = demo(tmp_path / folder)
+            assert done.returncode == 1 and "not the demo's: choose another --path" in done.stderr
+        assert (tmp_path / "mine" / "store").is_dir() and (mine_too / "note").exists()
+        (tmp_path / "mine" / MARK).touch()
+        assert "stop that one" in demo(tmp_path / "mine").stderr
+        assert answers(int(mine.address.rpartition(":")[2]))
+
+
 def test_the_demo_fills_digits_and_leaves_nothing_running(tmp_path: Path) -> None:
     began = time.monotonic()
-    command = [sys.executable, "-m", "superduper_server.demo", "--path", str(tmp_path / "data")]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=180
-    )
+    done = demo(tmp_path / "data")
     print(f"the demo took {time.monotonic() - began:.0f} s")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
