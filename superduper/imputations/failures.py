@@ -8,6 +8,8 @@ one version: with another input or version everything begins anew. The states:
 - `dead`: it failed as often as is allowed;
 - `withheld`: the model was not sure enough; not a failure, and nothing is retried;
 - `out_of_domain`: the input is unlike those of the training; nothing is retried here either;
+- `put_off`: not tried, because what it is computed from is about to change; looked at again when
+  `next_at` has come, if nothing else has brought it up by then;
 - `cleared`: our value was removed when its input changed (`on_input_change: clear`);
 - `reverted`: our value was taken back by a person (`revert`), and is not to come again by itself.
 
@@ -29,10 +31,12 @@ from superduper.store.by_id import find_by_ids
 
 MAX_ATTEMPTS = 3
 BACKOFF_SECONDS = 2.0
+PUT_OFF_SECONDS = 2.0
 # What an attempt takes beside the time that its model is given.
 ATTEMPT_MARGIN_SECONDS = 5.0
 NAME = "superduper.failures"
-WAITING = ("retry", "running")
+PUT_OFF = "put_off"
+WAITING = ("retry", "running", PUT_OFF)
 TURNED_AWAY = ("withheld", "out_of_domain")
 TAKEN_BACK = ("cleared", "reverted")
 # What is kept of an outcome that was not written.
@@ -177,6 +181,12 @@ class Failures:
         fields = {"state": "cleared", "attempts": 0, "next_at": now, "error": None}
         self._note((case, fields) for case in cases)
 
+    def put_off(self, cases: Iterable[Case], now: int) -> None:
+        """Note documents to be looked at again soon, whatever they wait for."""
+        fields = {"state": PUT_OFF, "attempts": 0, "error": None}
+        next_at = now + int(1000 * PUT_OFF_SECONDS)
+        self._note((case, {**fields, "next_at": next_at}) for case in cases)
+
     def take_back(self, cases: Iterable[Case], now: int) -> None:
         """Note documents whose value a person has this version take back."""
         fields = {"state": "reverted", "attempts": 0, "next_at": now, "error": None}
@@ -268,6 +278,8 @@ def stands(failure: Mapping[str, Any], case: Case) -> bool:
     """Whether an earlier failure still says what would come of another try."""
     if failure["state"] == "cleared":
         return True
+    if failure["state"] == PUT_OFF:
+        return False
     return bool(failure["input"] == case.input and failure["version"] == case.version)
 
 
@@ -305,7 +317,7 @@ def listing(database: Database[Any], imputation_id: str, limit: int = 100) -> li
     """Documents that are not filled, with the reason; those deleted since are left out."""
     records = list(
         database[NAME]
-        .find({"imputation": imputation_id})
+        .find({"imputation": imputation_id, "state": {"$ne": PUT_OFF}})
         .sort([("state", 1), ("document", 1)])
         .limit(limit)
     )
@@ -324,4 +336,5 @@ def _shown(record: Mapping[str, Any]) -> dict[str, Any]:
 def retry(database: Database[Any], imputation_id: str) -> int:
     """Have every document in the list tried anew; answers how many."""
     anew = {"state": "retry", "attempts": 0, "next_at": 0}
-    return database[NAME].update_many({"imputation": imputation_id}, {"$set": anew}).modified_count
+    tried = {"imputation": imputation_id, "state": {"$ne": PUT_OFF}}
+    return database[NAME].update_many(tried, {"$set": anew}).modified_count

@@ -8,6 +8,7 @@ Where several values lead to one, it waits until they are computed anew, and the
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from superduper.fields import paths
 from superduper.imputations.decide import projection_of
 from superduper.imputations.imputation import ImputationRecord
 from superduper.imputations.provenance import fill_of, input_hash, input_values, is_ours
@@ -88,12 +89,37 @@ class Graph:
         fills = list(own_fills(record, document))
         if not fills or not record.watched or record.active is None:
             return False
-        # A filter may have left the document out since: nobody should wait for what never comes.
-        keeps = record.spec.get("on_input_change") == "keep" or record.spec.get("filter")
-        inputs = None if keeps else inputs_of(record, document)
+        inputs = inputs_of(record, document) if _follows(record) else None
         if inputs is not None and any(fill["input"] != input_hash(inputs) for _, fill in fills):
             return True
         return self.waits(record, document)
+
+    def blanks_before(
+        self, record: ImputationRecord, document: Mapping[str, Any]
+    ) -> Iterator[ImputationRecord]:
+        """The imputations that, if they fill a blank now, have an input computed anew after it.
+
+        A value's own source may be blank: somebody removed it, and it is filled again.
+        """
+        for source in self.sources(record):
+            if not any(own_fills(source, document)) or not _follows(source):
+                continue
+            for above in self.sources(source):
+                yield from self._fillers(above, document)
+            yield from self.blanks_before(source, document)
+
+    def _fillers(
+        self, record: ImputationRecord, document: Mapping[str, Any]
+    ) -> Iterator[ImputationRecord]:
+        """Who would fill a blank of an imputation's: it, or first those that its inputs lack."""
+        blank = not all(paths.has(document, path) for path in record.write_paths)
+        if not blank or not _fills(record):
+            return
+        if inputs_of(record, document) is not None:
+            yield record
+            return
+        for source in self.sources(record):
+            yield from self._fillers(source, document)
 
     def source_paths(self, record: ImputationRecord) -> tuple[str, ...]:
         """The fields that other imputations fill and this one's values come from, however far."""
@@ -103,3 +129,14 @@ class Graph:
     def projection(self, record: ImputationRecord) -> dict[str, int] | None:
         """The fields by which freshness is told; None for all of them."""
         return projection_of(self.upstream(record))
+
+
+def _fills(record: ImputationRecord) -> bool:
+    """Whether a blank may well be filled by it."""
+    # A filter may have left the document out since: nobody should wait for what never comes.
+    return record.watched and record.active is not None and not record.spec.get("filter")
+
+
+def _follows(record: ImputationRecord) -> bool:
+    """Whether a value of its own is computed anew when its input changes."""
+    return _fills(record) and record.spec.get("on_input_change") != "keep"

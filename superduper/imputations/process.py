@@ -20,10 +20,12 @@ from superduper.imputations.events import Echoes
 from superduper.imputations.failures import (
     KILLED,
     MAX_ATTEMPTS,
+    PUT_OFF,
     Case,
     Failures,
     Known,
     key_of,
+    known_to_all,
     stands,
 )
 from superduper.imputations.fill import removal_of, write
@@ -148,7 +150,10 @@ class Filler:
         return filled
 
     def retry(self, failure: Mapping[str, Any]) -> None:
-        """Try a document that failed once more, by itself."""
+        """Try a document that failed once more, by itself; or one that was only put off."""
+        if failure["state"] == PUT_OFF:
+            self.fill_ids([failure["document"]])
+            return
         works = [decide(self.record, document) for document in self.read([failure["document"]])]
         work = works[0] if works else None
         if work is None:
@@ -221,17 +226,40 @@ class Filler:
                 continue
             key = key_of(work.document_id)
             needy.add(key)
-            if self.graph.waits(self.record, document):
-                continue
             failure = known.get(key)
+            if self.graph.waits(self.record, document):  # a fill brings it up again
+                if failure is not None and failure["state"] == PUT_OFF:
+                    prepared.put_off.append(work.case)
+                continue
             if work.input_changed and self.record.spec.get("on_input_change") == "clear":
                 prepared.clearing.append(work)
             elif failure is not None and _killed_another(failure, work.case):
                 prepared.suspects.append(work.case)
             elif failure is None or key in prepared.attempts or not stands(failure, work.case):
-                works[key] = work
+                if self._awaits_a_blank(document):
+                    prepared.put_off.append(work.case)
+                else:
+                    works[key] = work
         prepared.settled = [each["document"] for key, each in known.items() if key not in needy]
         return works, prepared
+
+    def _awaits_a_blank(self, document: RawBSONDocument) -> bool:
+        """Whether an input is about to be computed anew, once a blank before it is filled.
+
+        Nothing of what was tried in vain for the blank, or taken back, may stand: it stays blank
+        then. Whoever tries it later does not know who waits, who therefore looks again by himself.
+        """
+        before = {each.id: each for each in self.graph.blanks_before(self.record, document)}
+        if not before:
+            return False
+        database, document_id = self.collection.database, document["_id"]
+        known = known_to_all(database, before, [document_id])
+        key = key_of(document_id)
+        return any(
+            (work := decide(record, document)) is not None
+            and not (key in known[name] and stands(known[name][key], work.case))
+            for name, record in before.items()
+        )
 
     def _predict(
         self,
@@ -330,6 +358,7 @@ class Filler:
         self.failures.withhold(prepared.withheld, now)
         self.failures.turn_away(prepared.outside, now)
         self.failures.suspect(prepared.suspects)
+        self.failures.put_off(prepared.put_off, now)
         self.counters.add("failed", len(prepared.failed))
         self.counters.add("withheld", len(prepared.withheld))
         self.counters.add("out_of_domain", len(prepared.outside))

@@ -33,6 +33,7 @@ class Prepared:
     outside: list[tuple[Case, Mapping[str, Any]]] = field(default_factory=list)
     clearing: list[Work] = field(default_factory=list)
     suspects: list[Case] = field(default_factory=list)
+    put_off: list[Case] = field(default_factory=list)
     corrected: list[Correction] = field(default_factory=list)
     settled: list[Any] = field(default_factory=list)
     known: set[bytes] = field(default_factory=set)

@@ -16,11 +16,11 @@ from typing import Any
 
 from pymongo import MongoClient
 
-from tests.chaos.adversary import Adversary
+from tests.chaos.adversary import PATIENT, Adversary
 from tests.chaos.broken import BREAKS
 from tests.chaos.checker import Checker
 from tests.chaos.place import FIELDS, Place, place
-from tests.chaos.users import OPTIONS, User
+from tests.chaos.users import User
 from tests.waiting import until
 
 WORKER = "superduper.imputations.work"
@@ -88,7 +88,7 @@ def _judge(here: Place, users: list[User], patience: float) -> dict[str, Any]:
     """Wait until all is as it must be, and see that it stays so."""
     known = [each for user in users for each in user.record]
     ended = time.monotonic()
-    with MongoClient[dict[str, Any]](here.address, **OPTIONS) as client:
+    with MongoClient[dict[str, Any]](here.address, **PATIENT) as client:
         database = client["chaos"]
         while (check := Checker(database, known, here.live, here.fields)).violations:
             here.workers.replace_ended()
