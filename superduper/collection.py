@@ -21,6 +21,7 @@ JOB_COLUMNS = ("id", "kind", "state", "attempts", "args", "created_at", "error")
 RUN_COLUMNS = (
     "id",
     "imputation",
+    "name",
     "version",
     "status",
     "metrics",
@@ -32,6 +33,7 @@ RUN_COLUMNS = (
 SCORE_COLUMNS = (
     "rank",
     "imputation",
+    "name",
     "version",
     "metric",
     "value",

@@ -191,7 +191,10 @@ def _keys(keys: Any) -> str:
 
 
 def _error(name: str, error: Mapping[str, Any]) -> SuperduperError:
-    found = error_of(error.get("code") or "user_code", f"imputation {name!r}: {error['message']}")
+    kind, message = type(error_of(error.get("code") or "user_code", "")), error["message"]
+    if error.get("type") not in (None, "", kind.__name__):  # what a user's own code raised
+        message = f"{error['type']}: {message}"
+    found = kind(f"imputation {name!r}: {message}")
     if error.get("traceback"):
         found.add_note(str(error["traceback"]))
     return found

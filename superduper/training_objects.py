@@ -66,6 +66,12 @@ def _check(role: str, value: Any) -> None:
             f"it: give the class (torch.optim.{kind}), functools.partial of it, or "
             f'{{"name": "{kind.lower()}", "arguments": {{...}}}}'
         )
+    if hasattr(value, "optimizer") and hasattr(value, "last_epoch"):
+        kind = type(value).__name__
+        raise InvalidInput(
+            f"{role} is a {kind} of an optimizer that is here, and the worker makes another: give "
+            f'{{"name": "{kind}", "arguments": {{...}}}}'
+        )
     if role == "trainer" and not isinstance(value, type):
         raise InvalidInput(
             f"trainer is a {type(value).__name__}: give a Trainer subclass, not an instance"

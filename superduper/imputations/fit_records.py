@@ -16,7 +16,8 @@ from superduper.imputations.provenance import as_one_value, input_values
 from superduper.serving import collate
 from superduper.serving.failures import Failure, each
 from superduper.serving.predictor import Predictor
-from superduper.training.cache import Fold, description, layout
+from superduper.training.cache import Fold, layout
+from superduper.training.graph import description
 
 LISTED_FAILURES = 20
 SKIPPED = "skipped.bson"

@@ -193,9 +193,15 @@ class StageMaker:
 
     def _policy(self, named: Mapping[str, Any], optimizers: Any) -> Any:
         name, arguments = str(named["name"]), named.get("arguments") or {}
-        if name in self.parts.policies:
-            return made_of(name, self.parts.policies[name], arguments)
-        return policy_of(name, arguments, optimizers)
+        if name not in self.parts.policies:
+            return policy_of(name, arguments, optimizers)
+        made = made_of(name, self.parts.policies[name], arguments)
+        if not isinstance(made, Policy):
+            raise InvalidInput(
+                f"policy {name!r} is a {type(made).__name__}: derive it from "
+                "superduper.training.Policy"
+            )
+        return made
 
     def policies(self, stage: Stage) -> list[Policy]:
         """What follows the training because the imputation asks for it."""

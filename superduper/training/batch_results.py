@@ -67,11 +67,20 @@ def mean_over(results: Iterable[Results], n: int) -> dict[str, float]:
 
 
 def flattened(summary: Mapping[str, Any]) -> dict[str, float]:
-    """A summary as one row: `{"loss": {"train": 1}}` is `{"train_loss": 1}`."""
+    """A summary as one row: `{"loss": {"train": 1}}` is `{"train_loss": 1}`.
+
+    Raises InvalidInput for what is no dict of numbers, or of dicts of numbers.
+    """
     row: dict[str, float] = {}
-    for key, value in summary.items():
-        if isinstance(value, Mapping):
-            row.update({f"{level}_{key}": float(each) for level, each in value.items()})
-        else:
-            row[key] = float(value)
+    try:
+        for key, value in summary.items():
+            if isinstance(value, Mapping):
+                row.update({f"{level}_{key}": float(each) for level, each in value.items()})
+            else:
+                row[key] = float(value)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InvalidInput(
+            f"summarize_epoch returned {summary!r:.200}: return a dict of numbers, such as "
+            'dict(accuracy={"train": 0.9, "validate": 0.8})'
+        ) from error
     return row

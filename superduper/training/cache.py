@@ -290,17 +290,6 @@ def _file_hash(path: Path) -> str:
         return file_digest(file, "sha256").hexdigest()
 
 
-def description(sample: Any) -> str:
-    """A sample's form in words: shapes, and the names of its parts."""
-    if isinstance(sample, torch.Tensor):
-        return f"shape {tuple(sample.shape)}"
-    if isinstance(sample, Mapping):
-        return "{" + ", ".join(f"{key}: {description(part)}" for key, part in sample.items()) + "}"
-    if isinstance(sample, tuple):
-        return "(" + ", ".join(description(part) for part in sample) + ")"
-    return f"a {type(sample).__name__}"
-
-
 def layout(sample: Any) -> Any:
     """What all records of a fit must share: the parts of a sample and their shapes.
 

@@ -86,6 +86,9 @@ def _check(config: Config) -> None:
             continue
         if type(value) is not int or value < 1:
             raise InvalidInput(f"{key} is {value!r}: it must be a whole number of at least 1")
+    for key in ("nan_stop", "hash_data"):
+        if type(config[key]) is not bool:
+            raise InvalidInput(f"{key} is {config[key]!r}: it must be true or false")
     if config["mixed_precision"] not in (None, "bf16"):
         raise InvalidInput(
             f"mixed_precision is {config['mixed_precision']!r}: it must be 'bf16', or null for "

@@ -79,6 +79,11 @@ class Engine:
             event: handlers_of(self.policies, event) for event in EVENTS
         }
 
+    def __repr__(self) -> str:
+        at = self.cursor
+        end = f", {self.reason}" if at.finished else ""
+        return f"Engine(stage {self.stage.name!r}, epoch {at.epoch}, step {at.step}{end})"
+
     @property
     def stage(self) -> Stage:
         """The stage that the run is in; the last one when it has ended."""
@@ -138,7 +143,13 @@ class Engine:
 
     def _run_step(self, stage: Stage, batch: Batch) -> None:
         self._emit("step_started", batch=batch)
-        result = self._train_on(stage, batch)
+        try:
+            result = self._train_on(stage, batch)
+        except Exception as error:
+            error.add_note(
+                f"This was in step {self.cursor.step + 1} (epoch {self.cursor.epoch + 1})."
+            )
+            raise
         self._train.add(result.losses, batch.n)
         self.cursor.batch += 1
         self.cursor.step += 1

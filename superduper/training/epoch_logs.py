@@ -14,7 +14,7 @@ import numpy
 
 from superduper.training.event_file import EventFile
 from superduper.training.policies import Policy
-from superduper.training.run_folder import write_whole
+from superduper.training.run_folder import write_whole, written
 from superduper.training.run_logs import finite, write_csv
 
 
@@ -58,10 +58,11 @@ class TensorBoardLogger(Policy):
         policies: Mapping[str, Any] | None = None,
     ) -> None:
         """Write the epoch."""
-        if self._file is None:
-            # What an earlier file has of this epoch and later ones, TensorBoard forgets.
-            self._file = EventFile(self.folder, from_step=epoch or None)
-        self._file.add(scalars(train_losses, metrics, policies), epoch)
+        with written(self.folder):
+            if self._file is None:
+                # What an earlier file has of this epoch and later ones, TensorBoard forgets.
+                self._file = EventFile(self.folder, from_step=epoch or None)
+            self._file.add(scalars(train_losses, metrics, policies), epoch)
 
     def close(self) -> None:
         """Close the file."""

@@ -10,9 +10,20 @@ from typing import Any
 
 import torch
 
-from superduper.errors import InvalidInput
+from superduper.errors import InvalidInput, UserCodeError
 
 Frame = dict[str, Any]
+
+
+def description(sample: Any) -> str:
+    """A sample's form in words: shapes, and the names of its parts."""
+    if isinstance(sample, torch.Tensor):
+        return f"shape {tuple(sample.shape)}"
+    if isinstance(sample, Mapping):
+        return "{" + ", ".join(f"{key}: {description(part)}" for key, part in sample.items()) + "}"
+    if isinstance(sample, tuple):
+        return "(" + ", ".join(description(part) for part in sample) + ")"
+    return f"a {type(sample).__name__}"
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,13 @@ class Node:
                 f"earlier node has: there are {sorted(frame)}"
             ) from error
         call = self.call
-        result = self.module(*inputs) if call is None else call(self.module, *inputs)
+        try:
+            result = self.module(*inputs) if call is None else call(self.module, *inputs)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise UserCodeError(
+                f"{self.name} raised {type(error).__name__}: {error}; it was given a batch of "
+                + description(inputs[0] if len(inputs) == 1 else tuple(inputs))
+            ) from error
         if len(self.outputs) == 1:
             return {self.outputs[0]: result}
         if not isinstance(result, list | tuple) or len(result) != len(self.outputs):

@@ -24,6 +24,8 @@ class LoaderSource:
     """
 
     def __init__(self, loader: Any, seed: int, name: str) -> None:
+        if loader is None:
+            raise InvalidInput(f"there is no {name} loader: give a DataLoader")
         if hasattr(loader, "__next__"):
             raise InvalidInput(
                 f"the {name} loader can be gone through only once: give a DataLoader"

@@ -28,6 +28,10 @@ class MultipleOptimizers:
             raise AttributeError(f"there is no optimizer {name!r}; there are {sorted(optimizers)}")
         return optimizers[name]
 
+    def __repr__(self) -> str:
+        each = [f"{name}={type(made).__name__}" for name, made in self.optimizers.items()]
+        return f"MultipleOptimizers({', '.join(each)})"
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients of all."""
         for optimizer in self.optimizers.values():

@@ -71,6 +71,8 @@ def check_trained(
     """Raise InvalidInput if what an optimizer trains is not the model's."""
     mine = {id(parameter) for parameter in trained}
     for name, optimizer in optimizers.items():
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise InvalidInput(f"{name} is {optimizer!r:.80}: give an optimizer of torch.optim's")
         others = sum(
             id(parameter) not in mine
             for group in optimizer.param_groups

@@ -34,6 +34,9 @@ EVENTS = (
 )
 
 
+_REST = inspect.Parameter.VAR_POSITIONAL
+
+
 class StopRun(Exception):
     """Raised by a policy to end the run in order; the argument is the reason."""
 
@@ -76,12 +79,27 @@ class Policy:
 
     def run_finished(self, *_: Any, **arguments: Any) -> None: ...
 
+    def __repr__(self) -> str:
+        shown = [
+            f"{name}={value!r}"
+            for name, value in vars(self).items()
+            if not name.startswith("_") and _is_short(value)
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
     def state_dict(self) -> dict[str, Any]:
         """What has to be known to go on later: plain values and tensors."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state."""
+
+
+def _is_short(value: Any) -> bool:
+    """Whether a value can be shown: a number, a text, nothing, or a dict of these."""
+    if isinstance(value, Mapping):
+        return all(_is_short(each) for each in value.values())
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def handlers_of(policies: Sequence[Policy], event: str) -> list[Callable[..., None]]:
@@ -98,8 +116,15 @@ def _taking_what_it_names(method: Callable[..., None]) -> Callable[..., None]:
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return method
     names = [parameter.name for parameter in parameters]
+    needed = {parameter.name for parameter in parameters if parameter.default is parameter.empty}
+    needed -= {parameter.name for parameter in parameters if parameter.kind is _REST}
 
     def call(**arguments: Any) -> None:
+        if not needed <= arguments.keys():
+            unknown = ", ".join(sorted(needed - arguments.keys()))
+            raise InvalidInput(
+                f"{method.__qualname__} names {unknown}: there are {', '.join(sorted(arguments))}"
+            )
         method(**{name: arguments[name] for name in names if name in arguments})
 
     return call
@@ -183,6 +208,8 @@ class Patience(Policy):
     """Ends the run when the watched quantity was not better for `patience` validations."""
 
     def __init__(self, watch: str, higher_is_better: bool, patience: int) -> None:
+        if patience < 1:
+            raise InvalidInput(f"patience must be at least 1 validation, not {patience}")
         self.watch = watch
         self.higher_is_better = higher_is_better
         self.patience = patience

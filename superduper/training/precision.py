@@ -69,7 +69,7 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def device_of(name: str) -> torch.device:
+def device_of(name: str | torch.device) -> torch.device:
     """The device of a name, or of "auto", which is a GPU if there is one.
 
     Raises InvalidInput if this machine has none of that name.
@@ -78,7 +78,7 @@ def device_of(name: str) -> torch.device:
         device = default_device() if name == "auto" else torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InvalidInput(f"there is no device {name!r} here: {error!s:.200}") from error
+        raise InvalidInput(f"there is no device {str(name)!r} here: {error!s:.200}") from error
     return device
 
 

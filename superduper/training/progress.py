@@ -1,5 +1,6 @@
 """Policies for the one who waits: a progress bar, and where the time goes."""
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,13 +19,18 @@ SHOW_SECONDS = 0.1
 
 
 class TQDM(Policy):
-    """A progress bar for each epoch, with the last loss if `loss`; none where nobody looks."""
+    """A progress bar for each epoch, with the last loss if `loss`.
+
+    Where there is no terminal and no notebook, each epoch that is trained is one line on stderr.
+    """
 
     def __init__(self, loss: bool = True) -> None:
         self.loss = loss
         self._bar: Any = None
-        self._steps = 0
-        self._shown = 0.0
+        self._epoch = 0
+        self._steps = 0  # that are not shown yet
+        self._latest: Any = None
+        self._began = self._shown = 0.0
 
     def epoch_started(self, engine: "Engine", epoch: int) -> None:
         """Begin the epoch's bar."""
@@ -37,16 +43,23 @@ class TQDM(Policy):
         if self._bar is None:  # the training goes on within an epoch
             self._begin(engine, epoch)
         self._steps += 1
+        self._latest = result.losses if loss is None else loss
         now = time.monotonic()
-        if now - self._shown >= SHOW_SECONDS:
-            self._show(result.losses if loss is None else loss)
+        if now - self._shown >= SHOW_SECONDS and not self._bar.disable:
+            self._show()
             self._shown = now
 
-    def _show(self, loss: Any) -> None:
-        if self.loss:
-            self._bar.set_postfix_str(f"loss: {_short(loss)}", refresh=False)
+    def _show(self) -> None:
+        if self.loss and self._latest is not None:
+            self._bar.set_postfix_str(f"loss: {_short(self._latest)}", refresh=False)
         self._bar.update(self._steps)
         self._steps = 0
+
+    def _tell(self) -> None:
+        seconds = time.monotonic() - self._began
+        loss = f", loss: {_short(self._latest)}" if self.loss else ""
+        text = f"Epoch {self._epoch}: {self._steps} steps in {seconds:.1f} s{loss}"
+        print(text, file=sys.stderr, flush=True)
 
     def epoch_finished(self) -> None:
         """End the bar."""
@@ -61,15 +74,20 @@ class TQDM(Policy):
             total = len(engine.stage.source)
         except TypeError:  # batches that a function yields
             total = None
-        self._steps, self._shown = 0, time.monotonic()
+        self._epoch, self._steps, self._latest = epoch, 0, None
+        self._began = self._shown = time.monotonic()
         self._bar = tqdm(desc=f"Epoch {epoch}", total=total, unit="step", disable=None)
 
     def close(self) -> None:
         """End the bar."""
-        if self._bar is not None:
-            self._bar.update(self._steps)
+        if self._bar is None:
+            return
+        if not self._bar.disable:
+            self._show()
             self._bar.close()
-            self._bar = None
+        elif self._steps:
+            self._tell()
+        self._bar = None
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing."""

@@ -35,6 +35,15 @@ class RunFolder:
         self.csv = self.path / "metrics.csv"
         self.json_lines = self.path / "metrics.jsonl"
 
+    def __repr__(self) -> str:
+        try:
+            record = self.read("run.json")
+        except InvalidInput:
+            return f"{str(self.path)!r}: damaged"
+        if record is None:
+            return f"{str(self.path)!r}: not begun"
+        return f"{str(self.path)!r}: {record['status']}, {record['epochs']} epochs"
+
     def read(self, name: str) -> dict[str, Any] | None:
         """A JSON file of the folder; None if it is not there.
 

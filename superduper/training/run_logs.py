@@ -19,7 +19,7 @@ _COLOURS = ("\033[36m", "\033[32m", "\033[35m", "\033[31m", "\033[34m", "\033[33
 
 
 class Table:
-    """A row per epoch, aligned under a header that is printed before the first.
+    """A row per epoch, aligned under a header that is printed before the first, as skorch has it.
 
     The best value of a column so far is coloured where the console knows colours.
     """
@@ -34,7 +34,7 @@ class Table:
         lines = []
         if list(row) != self._columns:
             self._columns = list(row)
-            self._widths = [max(len(name), len(_cell(value))) for name, value in row.items()]
+            self._widths = [max(len(name) + 2, len(_cell(value))) for name, value in row.items()]
             lines.append(self._line(self._columns))
             lines.append(self._line(["-" * width for width in self._widths]))
         cells = [

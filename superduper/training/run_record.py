@@ -15,6 +15,7 @@ import torch
 from superduper.errors import InUse, InvalidInput, NotReady
 from superduper.training.configs import Config, differences
 from superduper.training.hashes import data_hash, model_hash, structure_hash
+from superduper.training.loaders import as_arguments, size_of
 from superduper.training.run_folder import RunFolder, load_epoch
 from superduper.training.run_logs import Row, finite
 from superduper.version import __version__
@@ -129,10 +130,12 @@ def describe_data(loader: Any, name: str, hashed: bool) -> dict[str, Any]:
     stream = isinstance(data, torch.utils.data.IterableDataset)
     if stream or not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
         return {"n": None, "hash": None}
+    # A list of batches has no dataset: its records are those of the batches.
+    n = len(data) if data is not loader else sum(size_of(as_arguments(each)) for each in data)
     if not hashed:
-        return {"n": len(data), "hash": None}
+        return {"n": n, "hash": None}
     try:
-        return {"n": len(data), "hash": data_hash(data)}
+        return {"n": n, "hash": data_hash(data)}
     except InvalidInput as error:
         raise InvalidInput(
             f"the {name} data: {error}; with hash_data false in the config it is not tried"

@@ -172,6 +172,7 @@ def _score(run: Mapping[str, Any], metric: str) -> dict[str, Any]:
         "run": run["_id"],
         "collection": run["collection"],
         "imputation": run["imputation"],
+        "name": run.get("name"),
         "version": run["version"],
         "metric": metric,
         "value": run["metrics"].get(metric),

@@ -90,12 +90,13 @@ class TargetStop(Policy):
 
     def __init__(self, metric: str, value: float, higher_is_better: bool = True) -> None:
         self.metric = metric
-        self.value = value
+        # Not `value`: what has one gives it to every step.
+        self.goal = value
         self.higher_is_better = higher_is_better
 
     def epoch_finished(self, metrics: Mapping[str, Any] | None = None) -> None:
         """Compare the metric with the value."""
         check_watched(metrics, self.metric)
         reached = (metrics or {})[self.metric]
-        if reached >= self.value if self.higher_is_better else reached <= self.value:
+        if reached >= self.goal if self.higher_is_better else reached <= self.goal:
             raise EarlyStopping(f"{self.metric} has reached {reached:g}")

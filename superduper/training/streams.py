@@ -44,6 +44,9 @@ class RandomIds:
         bounds = None if self._bounds is None else self._bounds.tolist()
         return sha256(repr((self.ids, bounds)).encode()).hexdigest()
 
+    def __repr__(self) -> str:
+        return f"load_by_random_id({len(self.ids)} ids, random_state={self.seed!r})"
+
     def __iter__(self) -> Iterator[Any]:
         return self.skipping(0)
 
@@ -122,9 +125,10 @@ class Infinite:
     ) -> None:
         """`batches_per_epoch` is another spelling of `n_iters_per_epoch`."""
         n = n_iters_per_epoch if n_iters_per_epoch is not None else batches_per_epoch
-        if n is None or n < 1 or batch_size < 1:
+        if not isinstance(n, int) or not isinstance(batch_size, int) or n < 1 or batch_size < 1:
             raise ValueError(
-                f"n_iters_per_epoch and batch_size must be at least 1, not {n} and {batch_size}"
+                "n_iters_per_epoch and batch_size must be whole numbers of at least 1, not "
+                f"{n!r} and {batch_size!r}"
             )
         self.source = source
         self.batch_size = batch_size
@@ -135,6 +139,12 @@ class Infinite:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
+
+    def __repr__(self) -> str:
+        return (
+            f"Infinite({self.source!r}, batch_size={self.batch_size}, "
+            f"n_iters_per_epoch={self.n_iters_per_epoch}, position={self.position})"
+        )
 
     def __len__(self) -> int:
         return self.n_iters_per_epoch

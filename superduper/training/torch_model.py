@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load
 
 from superduper.errors import InvalidInput
-from superduper.training.optimizers import forget_gradients
-from superduper.training.precision import MixedPrecision, compile_module, default_device
+from superduper.training.optimizers import check_trained, forget_gradients
+from superduper.training.precision import MixedPrecision, compile_module, device_of
 from superduper.training.run_folder import write_whole
 from superduper.training.weights import copy_of_state, weights_blob
 
@@ -44,7 +44,10 @@ class TorchModel:
     ) -> None:
         if accumulate < 1:
             raise InvalidInput(f"accumulate must be at least 1, not {accumulate}")
-        self.device = torch.device(device or default_device())
+        if clip is not None and not clip > 0:
+            raise InvalidInput(f"clip is the greatest norm of the gradients, over 0, not {clip}")
+        _check_parts(architecture, activation=activation, criterion=criterion)
+        self.device = device_of(device or "auto")
         self.precision = MixedPrecision(mixed_precision, self.device)
         self.architecture = architecture.to(self.device)
         self.activation = activation
@@ -59,6 +62,13 @@ class TorchModel:
             compile_module(architecture, compile)
         self._waiting = 0
         self._weight = next(each for each in architecture.parameters() if each.is_floating_point())
+
+    def __repr__(self) -> str:
+        n = sum(each.numel() for each in self.architecture.parameters())
+        return (
+            f"{type(self).__name__}({type(self.architecture).__name__} with {n:,} weights, "
+            f"{type(self.optimizer).__name__}, on {self.device})"
+        )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Come to be in another process, where it has to be compiled anew."""
@@ -173,8 +183,8 @@ def _tensor(value: Any, device: torch.device, dtype: torch.dtype) -> torch.Tenso
 
 def _shared(array: Any) -> torch.Tensor:
     """An array as a tensor in the same memory where that is possible."""
-    if array.dtype == object:
-        raise InvalidInput("an input of the batch is no array of numbers")
+    if array.dtype.kind not in "biufc":
+        raise InvalidInput(f"an input of the batch is no array of numbers, but of {array.dtype}")
     return torch.from_numpy(array if _is_plain(array) else array.copy())
 
 
@@ -208,20 +218,30 @@ def _total(losses: Any) -> torch.Tensor:
     return total
 
 
+def _check_parts(architecture: Any, **functions: Any) -> None:
+    if not isinstance(architecture, torch.nn.Module):
+        raise InvalidInput(f"the architecture {architecture!r:.80} is no instance of a Module")
+    for name, function in functions.items():
+        if isinstance(function, type) or not callable(function):
+            raise InvalidInput(
+                f"the {name} {function!r:.80} cannot be called with outputs: give a function, or "
+                "an instance such as torch.nn.CrossEntropyLoss()"
+            )
+
+
 def _optimizer(given: Any, architecture: torch.nn.Module) -> torch.optim.Optimizer:
     parameters = [each for each in architecture.parameters() if each.requires_grad]
     if not parameters:
         raise InvalidInput(f"the model {type(architecture).__name__} has no parameters to train")
-    if not isinstance(given, torch.optim.Optimizer):
-        made: torch.optim.Optimizer = given(parameters)
-        return made
-    own = {id(each) for each in architecture.parameters()}
-    if any(id(each) not in own for group in given.param_groups for each in group["params"]):
+    if not isinstance(given, torch.optim.Optimizer) and not callable(given):
         raise InvalidInput(
-            f"the optimizer {type(given).__name__} is of another model: give it the parameters of "
-            "this one, or give its class"
+            f"the optimizer is {given!r:.80}: give a class such as torch.optim.Adam, a function of "
+            "the parameters, or an optimizer of them"
         )
-    return given
+    made = given if isinstance(given, torch.optim.Optimizer) else given(parameters)
+    check_trained({f"the optimizer {type(made).__name__}": made}, architecture.parameters())
+    optimizer: torch.optim.Optimizer = made
+    return optimizer
 
 
 @contextlib.contextmanager

@@ -119,8 +119,14 @@ def _stage(
     n_epochs: float | None,
     validate: Callable[[], Mapping[str, Any]] | None,
 ) -> Stage:
+    if isinstance(model, type):
+        raise InvalidInput(f"the model is the class {model.__name__}: give an instance of it")
     if not callable(getattr(model, "do_train_step", None)):
         raise InvalidInput(f"{type(model).__name__} has no method do_train_step: see TorchModel")
+    if validate is not None and not callable(validate):
+        raise InvalidInput(
+            f"validate is a {type(validate).__name__}: give a function that returns metrics by name"
+        )
     return Stage(
         graph=_graph(model),
         objective=ModelObjective(model, following.values),
@@ -138,8 +144,8 @@ def _graph(model: Any) -> Graph:
 def _limit(n_epochs: float | None) -> int | None:
     if n_epochs is None or n_epochs == math.inf:
         return None
-    if n_epochs < 0 or n_epochs != int(n_epochs):
-        raise InvalidInput(f"n_epochs must be a whole number of epochs, not {n_epochs}")
+    if not isinstance(n_epochs, int | float) or not n_epochs >= 0 or n_epochs != int(n_epochs):
+        raise InvalidInput(f"n_epochs must be a whole number of epochs, not {n_epochs!r}")
     return int(n_epochs)
 
 

@@ -74,10 +74,7 @@ class Trainer:
         self.parent = parent
         self.config = run_config(config)
         self.folder = RunFolder(self.config["model_dir"])
-        trained = [each for each in model.parameters() if each.requires_grad]
-        if not trained:
-            raise InvalidInput(f"{type(model).__name__} has no parameters to train")
-        check_trained(self._optimizers(), trained)
+        self._check()
         if self.config["device"]:
             self.model.to(device_of(self.config["device"]))
         if self.config["compile"]:
@@ -86,6 +83,21 @@ class Trainer:
         self._records = RunRecords(
             self.folder, self._objective, self.summarize_epoch, self.config["log_interval"]
         )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.model).__name__}, {self.folder})"
+
+    def _check(self) -> None:
+        """Raise InvalidInput for parts that do not fit together."""
+        if not isinstance(self.model, torch.nn.Module):
+            raise InvalidInput(f"the model {self.model!r:.80} is no instance of a Module")
+        trained = [each for each in self.model.parameters() if each.requires_grad]
+        if not trained:
+            raise InvalidInput(f"{type(self.model).__name__} has no parameters to train")
+        check_trained(self._optimizers(), trained)
+        for policy in self.policies:
+            if not isinstance(policy, Policy):
+                raise InvalidInput(f"the policy {policy!r:.80} is no instance of a Policy")
 
     # What a subclass may override.
 
@@ -168,7 +180,7 @@ class Trainer:
                 test = None if self.test_loader is None else self.test()
                 record.finish(self.model, engine.reason, self._records.history, test)
                 for logger in loggers:
-                    logger.note(record.content)
+                    logger.note(record.content, self.config)
         return record.content
 
     def test(self, loader: Any = None) -> dict[str, float]:

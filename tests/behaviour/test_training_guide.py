@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from superduper.errors import InUse, InvalidInput
-from superduper.training import Constant
+from superduper.errors import InUse, InvalidInput, UserCodeError
+from superduper.training import Constant, Policy
 
 pytestmark = pytest.mark.usefixtures("worker")
+WEIGHT = [torch.nn.Parameter(torch.zeros(1))]
 GUIDE = Path(__file__).parent.parent.parent / "docs" / "fits.md"
 
 
@@ -46,12 +47,30 @@ def test_the_guide_trains_what_it_shows(docs):
     assert again.version == 1  # the same declaration changes nothing
 
 
+def test_what_a_policy_raises_is_told_with_its_kind(docs):
+    class Broken(Policy):
+        def epoch_finished(self):
+            raise ZeroDivisionError("in a policy")
+
+    docs.insert_many({"_id": i, "x": [i, -i], "y": float(i)} for i in range(40))
+    docs.create_model("line", torch.nn.Linear(2, 1))
+    docs.create_loss("mse", torch.nn.MSELoss())
+    names = {"model": "line", "model_key": "x", "target_key": "y", "loss": "mse"}
+    imputation = docs.create_imputation(**names, policies=[Broken()])
+    with pytest.raises(UserCodeError, match="'y_from_x': ZeroDivisionError: in a policy"):
+        imputation.wait(timeout=120, progress=False)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         (
-            {"optimizer": torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])},
+            {"optimizer": torch.optim.Adam(WEIGHT)},
             r"optimizer is a Adam of a model that is here.*torch\.optim\.Adam",
+        ),
+        (
+            {"policies": [torch.optim.lr_scheduler.StepLR(torch.optim.SGD(WEIGHT, 0.1), 1)]},
+            'policy_1 is a StepLR of an optimizer that is here.*"name": "StepLR"',
         ),
         ({"policies": [Constant]}, "policy_1 is the class Constant: give an instance"),
         ({"lr": Constant}, "lr is the class Constant: give an instance"),

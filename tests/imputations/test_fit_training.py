@@ -149,6 +149,14 @@ def test_optimizer_schedule_and_policies_as_objects(fitting: Fitting) -> None:
     assert (run["stopped"], run["history"][-1]["epoch"]) == ("it is enough", 3)
 
 
+def test_a_target_by_name_ends_a_fit(fitting: Fitting) -> None:
+    fitting.register_all(TwoLayers())
+    target = {"name": "TargetStop", "arguments": {"metric": "accuracy", "value": 0.9}}
+    run = fitting.fit(fitting.declare(policies=(target,), lr=0.05, max_epochs=50))
+    assert run["stopped"].startswith("accuracy has reached") and run["best"]["accuracy"] >= 0.9
+    assert all(row["accuracy"] < 0.9 for row in run["history"][:-1])
+
+
 def test_policies_and_schedules_by_name_are_those_written_out(fitting: Fitting) -> None:
     """A schedule of ours and one of torch's that mean the same end with the same weights."""
     fitting.register_all()
@@ -169,6 +177,10 @@ class NoTrainer:
     """Not derived from Trainer."""
 
 
+class NoPolicy:
+    """Not derived from Policy."""
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -178,6 +190,8 @@ class NoTrainer:
         ({"lr": {"name": "NaNStop"}}, "lr='NaNStop' carries no value"),
         ({"trainer": "none"}, "NoTrainer is no subclass of superduper.training.Trainer"),
         ({"policies": ("broken",)}, "ZeroDivisionError"),
+        ({"policies": ("none",)}, "policy 'none' is a NoPolicy: derive it from superduper.trai"),
+        ({"model": "wide"}, r"cannot be multiplied .*; it was given a batch of shape \(16, 2\)"),
         ({"optimizer": "foreign"}, "foreign has 1 parameters that are not"),
     ],
 )
@@ -191,6 +205,8 @@ def test_what_cannot_be_trained_with_is_said(
     fitting.register_all()
     fitting.register("trainer", "none", NoTrainer)
     fitting.register("policy", "broken", Broken())
+    fitting.register("policy", "none", NoPolicy())
+    fitting.register("model", "wide", torch.nn.Linear(3, 2))
     other = torch.nn.Parameter(torch.zeros(1))
     fitting.register("optimizer", "foreign", lambda parameters: torch.optim.SGD([other], lr=0.1))
     with pytest.raises((InvalidInput, UserCodeError), match=message):

@@ -1,5 +1,6 @@
 """Runs of a user's own trainings, kept in the database."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,12 @@ def test_a_training_is_a_run_with_its_history(database: Database[Any]) -> None:
     )
     assert run["metrics"] == {"accuracy": 0.5} and run["initial_hash"] != run["final_hash"]
     assert run["versions"]["torch"] == torch.__version__ and run["seconds"] >= 0
-    history = Runs(database).get(run["_id"])["history"]
+    assert run["best"] == {"epoch": 0, "step": 3, "accuracy": 0.5}  # of equal ones, the first
+    full = Runs(database).get(run["_id"])
+    history, steps = full["history"], full["steps"]
     assert [row["epoch"] for row in history] == [0, 1] and history[0]["train_loss"] > 0
+    assert [(row["epoch"], row["step"]) for row in steps] == [(n // 3, n + 1) for n in range(6)]
+    assert sum(row["loss"] for row in steps[:3]) / 3 == pytest.approx(history[0]["train_loss"])
 
 
 def test_one_that_goes_on_is_the_same_run(database: Database[Any], tmp_path: Path) -> None:
@@ -59,7 +64,36 @@ def test_one_that_goes_on_is_the_same_run(database: Database[Any], tmp_path: Pat
     train()
     (run,) = Runs(database).list("docs")
     assert run["status"] == "succeeded"
-    assert [row["epoch"] for row in Runs(database).get(run["_id"])["history"]] == [0, 1, 2]
+    full = Runs(database).get(run["_id"])
+    assert [row["epoch"] for row in full["history"]] == [0, 1, 2]
+    assert [row["step"] for row in full["steps"]] == list(range(1, 10))
+    train()  # there is nothing to train: the run stays as it ended
+    assert Runs(database).get(run["_id"]) == full
+
+
+def test_a_row_whose_checkpoint_was_not_written_comes_once(
+    database: Database[Any], tmp_path: Path
+) -> None:
+    class Trouble(Policy):
+        def epoch_finished(self, epoch: int) -> None:
+            if epoch == 1 and trouble:
+                raise OSError("the cable")
+
+    def train() -> None:
+        log = DatabaseLogger(database["docs"])
+        batches = stream(n_iters_per_epoch=3)
+        train_model(model_of(), batches, 3, 0.1, None, tmp_path, log=log, trouble=Trouble())
+
+    trouble = True
+    with pytest.raises(OSError, match="the cable"):
+        train()
+    (run,) = Runs(database).list("docs")
+    assert [row["epoch"] for row in Runs(database).get(run["_id"])["history"]] == [0, 1]
+    trouble = False
+    train()
+    full = Runs(database).get(run["_id"])
+    assert [row["epoch"] for row in full["history"]] == [0, 1, 2]
+    assert [row["step"] for row in full["steps"]] == list(range(1, 10))
 
 
 def test_trainers_are_compared_where_their_test_data_are_equal(
@@ -85,7 +119,14 @@ def test_trainers_are_compared_where_their_test_data_are_equal(
         ).train()
     runs = {run["name"]: run for run in Runs(database).list("docs")}
     assert runs["long"]["data"]["test"]["hash"] and runs["long"]["seed"] == 1
+    for run in runs.values():
+        record = json.loads((tmp_path / run["name"] / "run.json").read_text())
+        hashes = ("initial_hash", "final_hash")
+        assert [run[name] for name in hashes] == [record[name] for name in hashes]
+        assert run["settings"]["save_interval"] == 1 and run["settings"]["watch"] == "log_prob"
     ranked = Runs(database).highscores("docs", "log_prob")
+    assert Runs(database).highscores("docs") == ranked  # it is what they watched
+    assert [row["name"] for row in ranked] == ["long", "short"]
     assert [row["run"] for row in ranked] == [runs["long"]["_id"], runs["short"]["_id"]]
     assert {row["test_hash"] for row in ranked} == {runs["long"]["data"]["test"]["hash"]}
 

@@ -377,6 +377,11 @@ def test_sd_early_stop(patience: int) -> None:
         assert stopped == by_rule
 
 
+def test_no_patience_at_all_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="patience must be at least 1 validation, not 0"):
+        Patience("loss", False, 0)
+
+
 def test_an_equal_value_is_better_only_with_a_lower_loss() -> None:
     """Where the rule would wait for ever on a value that stays, patience ends."""
     policy = Patience("accuracy", True, 2)

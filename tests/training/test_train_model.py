@@ -19,15 +19,20 @@ from superduper.errors import InvalidInput, UserCodeError
 from superduper.training import (
     TQDM,
     BestWeights,
+    ConsoleLogger,
     Constant,
     CSVLogger,
     EarlyStopping,
     Exponential,
     Infinite,
     JSONLogger,
+    LossStop,
     NEpochs,
+    Patience,
     Policy,
+    Schedule,
     TargetStop,
+    TensorBoardLogger,
     TimeProfiler,
     TimeStop,
     TorchModel,
@@ -274,7 +279,47 @@ def test_a_bar_and_a_profile_are_shown(capsys: pytest.CaptureFixture[str]) -> No
     train_model(Plain(), batches, 1, lr=1, bar=TQDM(), profiler=profiler)
     shown = capsys.readouterr()
     assert shown.out.startswith("Epoch 0: 5.000 s; batches 2.000 s, steps 2.000 s, validation 1.0")
-    assert "step" not in shown.err  # no terminal, no bar
+    # No terminal, no bar: a line for each epoch.
+    assert re.fullmatch(r"Epoch 0: 2 steps in \d+\.\d s, loss: 1\n", shown.err)
+
+
+def test_a_bar_that_shows_no_loss_and_an_epoch_that_was_not_begun(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    batches = [(np.zeros(2), np.zeros(2))] * 2
+    train_model(Plain(), batches, None, lr=1, bar=TQDM(loss=False), stop=NEpochs(2))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" in ")[0] for line in lines] == ["Epoch 0: 2 steps", "Epoch 1: 2 steps"]
+    assert "loss" not in lines[0]
+
+
+def test_every_policy_of_the_guide_goes_with_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that is no value must not be taken for one that each step is given."""
+    policies: list[Policy] = [
+        *(LossStop(), NEpochs(9), TimeStop(900), TargetStop("accuracy", 0.9)),
+        *(Patience("accuracy", True, 5), BestWeights("accuracy", True)),
+        *(TQDM(), TimeProfiler(), ConsoleLogger(), TensorBoardLogger(tmp_path / "events")),
+        *(CSVLogger(tmp_path / "log.csv"), JSONLogger(tmp_path / "log.jsonl")),
+    ]
+    found = iter([0.5, 0.95])
+    named = {f"p{number}": policy for number, policy in enumerate(policies)}
+    train_model(
+        model_of(), stream(), 9, lr=0.1, validate=lambda: {"accuracy": next(found)}, **named
+    )
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2  # the target was reached
+    assert "Metrics: accuracy: 0.95" in capsys.readouterr().out
+
+
+def test_objects_say_what_they_are() -> None:
+    train_model(Plain(), stream(), 3, lr=(lr := Exponential(1, 0.5)), stop=(stop := LossStop()))
+    assert repr(lr).startswith("Exponential(value=0.25, initial=1.0, multiplier=0.5")
+    assert repr(stop) == "LossStop(max_ratio=3, lowest=1.0)"
+    assert repr(Schedule(1, {2: 0.1})).endswith("epoch2value_multiplier={2: 0.1})")
+    assert repr(model_of(device="cpu")) == "TorchModel(Sequential with 58 weights, SGD, on cpu)"
+    batches = stream(seed=5)
+    assert repr(batches).startswith("Infinite(load_by_random_id(60 ids, random_state=5), batch_si")
 
 
 def test_a_loss_that_is_no_number_names_step_and_ids() -> None:
@@ -284,6 +329,13 @@ def test_a_loss_that_is_no_number_names_step_and_ids() -> None:
     batches = Infinite(source, batch_size=8, n_iters_per_epoch=50)
     with pytest.raises(UserCodeError, match=r"became nan at step \d+ .*the ids \[.*\b41\b"):
         train_model(model_of(), batches, 5, lr=0.1)
+
+
+class Naming(Policy):
+    """Asks for what nobody gives."""
+
+    def epoch_finished(self, epoch: int, nonsense: Any) -> None:
+        raise AssertionError("it cannot be called")
 
 
 def frozen() -> torch.nn.Module:
@@ -297,7 +349,34 @@ def frozen() -> torch.nn.Module:
         (lambda: TorchModel(frozen(), abs, abs, torch.optim.SGD), "has no parameters to train"),
         (
             lambda: TorchModel(network(), abs, abs, torch.optim.SGD(network(3).parameters())),
-            "the optimizer SGD is of another model",
+            "the optimizer SGD has 4 parameters that are not the model's",
+        ),
+        (
+            lambda: TorchModel(
+                network(), abs, abs, lambda _: torch.optim.SGD(network(3).parameters(), 0.1)
+            ),
+            "the optimizer SGD has 4 parameters that are not the model's",
+        ),
+        (lambda: TorchModel(network(), abs, abs, "adam"), "the optimizer is 'adam': give a class"),
+        (lambda: TorchModel(network(), abs, abs, lambda _: 3), "int is 3: give an optimizer of"),
+        (
+            lambda: TorchModel(network(), abs, torch.nn.CrossEntropyLoss, torch.optim.SGD),
+            "the criterion <class .* cannot be called with outputs: give a function",
+        ),
+        (lambda: TorchModel(torch.nn.Linear, abs, abs, torch.optim.SGD), "no instance of a Module"),
+        (lambda: model_of(clip=0), "clip is the greatest norm of the gradients, over 0, not 0"),
+        (lambda: model_of(device="nowhere"), "there is no device 'nowhere' here"),
+        (lambda: train_model(TorchModel, stream(), 1, 1), "the class TorchModel: give an instance"),
+        (lambda: train_model(model_of(), stream(), "3", 1), "n_epochs must be a whole .* not '3'"),
+        (lambda: train_model(model_of(), stream(), np.nan, 1), "n_epochs must be a whole number"),
+        (lambda: train_model(Plain(), stream(), 1, 1, validate=3), "validate is a int: give a"),
+        (
+            lambda: model_of().do_train_step(np.array(["a", "b"]), np.zeros(2, int), lr=1),
+            "an input of the batch is no array of numbers, but of <U1",
+        ),
+        (
+            lambda: train_model(Plain(), stream(), 1, 1, p=Naming()),
+            r"Naming\.epoch_finished names nonsense: there are engine, epoch, metrics, policies, ",
         ),
         (lambda: model_of(accumulate=0), "accumulate must be at least 1"),
         (lambda: model_of(mixed_precision="fp8"), "must be 'bf16' or 'fp16', or None .*not 'fp8'"),
