@@ -223,6 +223,7 @@ class Fitting:
         `resume` names a folder within it with a checkpoint to go on from.
         """
         stage = self.stages.stage(self.predictor, self._validation_name)
+        stage = replace(stage, describe=self._documents_of)
         with self._shared(stage) as group:
             engine, best = self._engine(stage, group)
             if message["resume"] is not None:
@@ -254,7 +255,7 @@ class Fitting:
         reporter = Reporter(self.send, min(total, settings.max_steps or total), asked)
         best = BestWeights(watch, high)
         policies = [
-            NaNStop(self._documents_of),
+            NaNStop(),
             best,
             *asked,
             Patience(watch, high, settings.patience),

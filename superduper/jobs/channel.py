@@ -289,7 +289,8 @@ def describe(error: BaseException, *, skip_frames: int = 0) -> dict[str, str]:
 
 def _text(error: BaseException) -> str:
     try:
-        return str(error) or type(error).__qualname__
+        text = str(error) or type(error).__qualname__
+        return "\n".join([text, *getattr(error, "__notes__", ())])
     except MemoryError:
         raise
     except Exception as broken:  # the exception's own __str__ is user code too

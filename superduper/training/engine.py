@@ -26,7 +26,8 @@ from superduper.training.sources import Batch, Source
 class Stage:
     """What is trained on what, and for how long at most.
 
-    `validate` measures after every epoch, beside or instead of a pass over `validation`.
+    `validate` measures after every epoch, beside or instead of a pass over `validation`. `describe`
+    says in words which records a batch has, for who reads of a step that failed.
     """
 
     graph: Graph
@@ -40,6 +41,7 @@ class Stage:
     max_steps: int | None = None
     name: str = "train"
     validate_first: bool = True
+    describe: Callable[[torch.Tensor], str] = str
 
 
 @dataclass(frozen=True)
@@ -146,9 +148,8 @@ class Engine:
         try:
             result = self._train_on(stage, batch)
         except Exception as error:
-            error.add_note(
-                f"This was in step {self.cursor.step + 1} (epoch {self.cursor.epoch + 1})."
-            )
+            at, batch_is = self.cursor, stage.describe(batch.index)
+            error.add_note(f"This was in step {at.step + 1} (epoch {at.epoch + 1}), on {batch_is}.")
             raise
         self._train.add(result.losses, batch.n)
         self.cursor.batch += 1

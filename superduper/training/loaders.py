@@ -125,6 +125,11 @@ def _numbers(first: int) -> Iterator[torch.Tensor]:
         yield from torch.split(torch.arange(start, start + _NUMBERS), 1)
 
 
+def number_in_epoch(index: torch.Tensor) -> str:
+    """A batch of a loader in words."""
+    return f"batch {int(index[0])} of the epoch"
+
+
 def as_arguments(content: Any) -> tuple[Any, ...]:
     """What the step functions are called with: a tuple's or list's parts, or the one thing."""
     return tuple(content) if isinstance(content, list | tuple) else (content,)

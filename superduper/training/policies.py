@@ -136,38 +136,40 @@ class NaNStop(Policy):
     On a GPU losses are looked at every `interval` steps, since each look waits for the GPU.
     """
 
-    def __init__(self, describe: Callable[[torch.Tensor], str] = str, interval: int = 50) -> None:
-        self.describe = describe
+    def __init__(self, interval: int = 50) -> None:
         self.interval = interval
         self._waiting: list[tuple[int, int, torch.Tensor, torch.Tensor]] = []
 
-    def step_finished(self, epoch: int, step: int, batch: Batch, result: StepResult) -> None:
+    def step_finished(
+        self, engine: "Engine", epoch: int, step: int, batch: Batch, result: StepResult
+    ) -> None:
         """Look at the loss, now or with the next ones."""
         for loss in result.losses.values():
             if is_elsewhere(loss):
                 self._waiting.append((epoch, step, batch.index, loss))
             elif not math.isfinite(loss):
-                self._fail(epoch, step, batch.index, float(loss))
+                _fail(engine, epoch, step, batch.index, float(loss))
         if len(self._waiting) >= self.interval:
-            self._look()
+            self._look(engine)
 
-    def validation_started(self) -> None:
+    def validation_started(self, engine: "Engine") -> None:
         """Look at what is waiting before weights can be called good."""
-        self._look()
+        self._look(engine)
 
-    def _look(self) -> None:
+    def _look(self, engine: "Engine") -> None:
         waiting, self._waiting = self._waiting, []
         if waiting and not bool(torch.stack([loss for *_, loss in waiting]).isfinite().all()):
             for epoch, step, index, loss in waiting:
                 if not math.isfinite(loss.item()):
-                    self._fail(epoch, step, index, loss.item())
+                    _fail(engine, epoch, step, index, loss.item())
 
-    def _fail(self, epoch: int, step: int, index: torch.Tensor, loss: float) -> None:
-        raise UserCodeError(
-            f"the loss became {loss} at step {step} (epoch {epoch + 1}), on "
-            f"{self.describe(index)}: lower the learning rate, or look for extreme or missing "
-            "numbers in these"
-        )
+
+def _fail(engine: "Engine", epoch: int, step: int, index: torch.Tensor, loss: float) -> None:
+    raise UserCodeError(
+        f"the loss became {loss} at step {step} (epoch {epoch + 1}), on "
+        f"{engine.stage.describe(index)}: lower the learning rate, or look for extreme or missing "
+        "numbers in these"
+    )
 
 
 class BestWeights(Policy):

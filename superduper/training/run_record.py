@@ -32,6 +32,7 @@ class RunRecord:
         self.folder = folder
         self.config = config
         self.content: dict[str, Any] = {}
+        self._ended: int | None = None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -65,6 +66,7 @@ class RunRecord:
         else:
             _check_same(self.folder, record, model, data)
             record["data"].update({name: dict(part) for name, part in data.items()})
+            self._ended = record["finished_at"] if record["status"] == "finished" else None
         self.content = {**record, "status": "running", "error": None}
         self.folder.write("config.json", self.config)
         self._write()
@@ -101,7 +103,15 @@ class RunRecord:
 
     def _end(self, status: str, history: Sequence[Row], **fields: Any) -> None:
         rows = [finite(row) for row in history]
-        ended = {"status": status, "epochs": len(rows), "history": rows, "finished_at": _now()}
+        # A finished run that was only called again ended when it did.
+        same = status == "finished" and len(rows) == self.content["epochs"]
+        at = self._ended if same else None
+        ended = {
+            "status": status,
+            "epochs": len(rows),
+            "history": rows,
+            "finished_at": at or _now(),
+        }
         self.content |= {**ended, **fields}
         self._write()
 

@@ -67,7 +67,7 @@ def train_model(
     batches = batches_of(batch_iter)
     origin = Origin(model, batches)
     stage = _stage(model, batches, following, n_epochs, validate)
-    watching: list[Policy] = [origin, NaNStop(batches.describe), following]
+    watching: list[Policy] = [origin, NaNStop(), following]
     with contextlib.ExitStack() as opened:
         opened.callback(following.close)
         checkpoints = None
@@ -134,6 +134,7 @@ def _stage(
         optimizers=_optimizers(model),
         validate=lambda: _measured(validate),
         max_epochs=_limit(n_epochs),
+        describe=batches.describe,
     )
 
 

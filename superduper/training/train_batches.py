@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 
 from superduper.errors import InvalidInput
-from superduper.training.loaders import LoaderSource
+from superduper.training.loaders import LoaderSource, number_in_epoch
 from superduper.training.sources import Batch
 from superduper.training.streams import Infinite, RandomIds
 
@@ -117,7 +117,7 @@ class PassBatches(LoaderSource):
 
     def describe(self, index: torch.Tensor) -> str:
         """The number of the batch in its epoch."""
-        return f"batch {int(index[0])} of the epoch"
+        return number_in_epoch(index)
 
     def state_dict(self) -> dict[str, Any]:
         """The seed of the order."""

@@ -26,7 +26,7 @@ from superduper.training.engine import Engine, Plan, Stage, evaluate
 from superduper.training.graph import Graph, Node
 from superduper.training.group import Group
 from superduper.training.interrupts import SaveOnInterrupt
-from superduper.training.loaders import LoaderSource
+from superduper.training.loaders import LoaderSource, number_in_epoch
 from superduper.training.multiple_optimizers import MultipleOptimizers
 from superduper.training.named_policies import NamedPolicies
 from superduper.training.optimizers import check_trained
@@ -245,14 +245,14 @@ class Trainer:
             validation=validation,
             max_epochs=self.config["n_epochs"],
             validate_first=False,
+            describe=number_in_epoch,
         )
 
     def _run_policies(self, checkpoints: Checkpoints, interrupts: Policy) -> list[Policy]:
         """In the order that matters: first look, then record, then save, then leave."""
         config = self.config
-        nan_stop = NaNStop(lambda index: f"batch {int(index[0])} of the epoch")
         return [
-            *([nan_stop] if config["nan_stop"] else []),
+            *([NaNStop()] if config["nan_stop"] else []),
             self._records,
             *self._own_policies(),
             Schedulers(self.schedulers),

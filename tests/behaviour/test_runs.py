@@ -79,7 +79,7 @@ def test_the_command_ranks_the_same(ranked, place):
     assert [row["run"] for row in rows] == [row["run"] for row in expected]
     assert [row["value"] for row in rows] == [row["value"] for row in expected]
     lines = shown.splitlines()
-    assert lines[0].split()[:3] == ["rank", "imputation", "version"]
+    assert lines[0].split()[:4] == ["rank", "imputation", "name", "version"]
     assert [line.split()[0] for line in lines[2:]] == ["1", "1", "2"]
     best, _ = command(place, "highscores", "--collection", docs.name, "--limit", "1")
     assert len(best) == 1

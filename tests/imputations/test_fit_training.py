@@ -103,6 +103,18 @@ class Lazy(Classifier):
         self.layer = torch.nn.LazyLinear(2)  # type: ignore[assignment]
 
 
+def test_what_a_step_raises_is_told_with_its_documents(fitting: Fitting) -> None:
+    """A distribution refuses what is no number before there is a loss to look at."""
+    fitting.register_all(TwoLayers())
+    fitting.register("trainer", "in_turn", InTurn)
+    fitting.insert({777: (torch.tensor([float("nan"), 0.0]), "low")}, _fold="train")
+    named = {"name": "in_turn", "arguments": {"scale": 1.0}}
+    with pytest.raises(
+        UserCodeError, match=r"(?s)invalid values.*in step \d+ .*documents .*\b777\b"
+    ):
+        fitting.fit(fitting.declare(loss=None, trainer=named, watch="log_prob", lr=0.02))
+
+
 def test_a_fit_in_two_processes_learns_what_it_learns_in_one(fitting: Fitting) -> None:
     fitting.register_all(Lazy())
     alone = fitting.fit(fitting.declare(max_epochs=3))

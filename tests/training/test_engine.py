@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy
@@ -212,7 +213,7 @@ def test_a_loss_that_is_no_number_fails_with_step_and_records() -> None:
     data["x"][41, 0] = math.nan
     stage = stage_of(network(), data, separable(16, 9))
     with pytest.raises(UserCodeError, match=r"became nan at step \d \(epoch 1\), on .*\b41\b"):
-        run(stage, NaNStop(lambda index: str(index.tolist())))
+        run(replace(stage, describe=lambda index: str(index.tolist())), NaNStop())
 
 
 def test_steps_are_counted_to_the_limit_and_the_part_of_an_epoch_is_validated() -> None:

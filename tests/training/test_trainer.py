@@ -370,7 +370,7 @@ def test_a_batch_of_the_wrong_shape_is_told_of_with_its_shapes(tmp_path: Path) -
         model_suite.Trainer(**{**parts(), "train_loader": wrong}, config=config(tmp_path)).train()
     assert caught.value.__notes__ == [
         "train_batch was given a batch of the shapes (8, 5), (8,)",
-        "This was in step 1 (epoch 1).",
+        "This was in step 1 (epoch 1), on batch 1 of the epoch.",
     ]
 
 
