@@ -76,7 +76,7 @@ class Change:
     cluster_time_ms: int
     #: Those of them that were removed.
     removed: frozenset[str] = frozenset()
-    #: What a small update set, by dotted name.
+    #: What an update set, by dotted name; nothing where that was too much for one reply.
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
