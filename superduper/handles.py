@@ -6,7 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from superduper import commands
 from superduper.command import build
@@ -207,6 +207,34 @@ def _why_waiting(name: str, state: Mapping[str, Any], timeout: float | None) -> 
     return text
 
 
+class _Phase(NamedTuple):
+    """How far a fit, or the filling of what is there, has come."""
+
+    name: str
+    done: int
+    total: int | None
+    unit: str
+    notes: str
+    over: bool
+
+
+def _phases(state: Mapping[str, Any], before: str) -> Iterator[_Phase]:
+    """The phase that an imputation is in, after that which it was in `before` if that is over."""
+    fit, scan = state["fit"], state["scan"]
+    fitting = fit is not None and fit["state"] in ACTIVE_JOB
+    if fitting or (fit is not None and before == "fit"):
+        progress = fit["progress"] or {}
+        metrics = (progress.get("metrics") or {}).items()
+        notes = ", ".join(f"{name} {value:.4g}" for name, value in metrics)
+        done, total = progress.get("done", 0), progress.get("total")
+        yield _Phase("fit", done, total, "step", notes, over=not fitting)
+    if not fitting and (state["status"] == "filling" or before == "fill"):
+        seen, left, eta = scan.get("seen", 0), scan.get("left", 0), scan.get("eta_seconds")
+        notes = "" if eta is None else f"about {eta:.0f} s left"
+        over = state["status"] != "filling"
+        yield _Phase("fill", seen, seen + left or None, "document", notes, over=over)
+
+
 class _Bar:
     """The progress bar of `wait`: first the fit, then the filling of what is there."""
 
@@ -226,43 +254,33 @@ class _Bar:
             self._bar.close()
 
     def update(self, state: Mapping[str, Any]) -> None:
-        """Show the state that was just read."""
-        fit = state["fit"]
-        if fit is not None and fit["state"] in ACTIVE_JOB:
-            progress = fit["progress"] or {}
-            self._show("fit", progress.get("done", 0), progress.get("total"), "step")
-            if self._bar is not None and progress.get("metrics"):
-                self._bar.set_postfix(progress["metrics"], refresh=False)
-        elif state["status"] == "filling" or self._phase == "fill":
-            scan = state["scan"]
-            seen, left = scan.get("seen", 0), scan.get("left", 0)
-            self._show("fill", seen, seen + left or None, "document", scan.get("eta_seconds"))
+        """Show the state that was just read; a phase that is over once more."""
+        for phase in _phases(state, self._phase) if self._enabled else ():
+            if self._drawn:
+                self._draw(phase)
+            else:
+                self._tell(phase)
+            self._phase = "" if phase.over else phase.name
 
-    def _show(
-        self, phase: str, done: int, total: int | None, unit: str, eta: float | None = None
-    ) -> None:
-        if not self._enabled:
-            return
-        if not self._drawn:
-            self._tell(phase, done, total, unit, eta)
-            return
-        if phase != self._phase:
+    def _draw(self, phase: _Phase) -> None:
+        if phase.name != self._phase:
             self.__exit__()
-            self._bar = _new_bar(desc=f"{phase} {self._name}", unit=f" {unit}s")
-            self._phase = phase
-        self._bar.total = total
-        self._bar.update(max(0, done - self._bar.n))
+            self._bar = _new_bar(desc=f"{phase.name} {self._name}", unit=f" {phase.unit}s")
+        self._bar.set_postfix_str(phase.notes, refresh=False)
+        self._bar.total = phase.total
+        self._bar.update(max(0, phase.done - self._bar.n))
         self._bar.refresh()
 
-    def _tell(self, phase: str, done: int, total: int | None, unit: str, eta: float | None) -> None:
-        """A line when a phase begins, and every few seconds."""
+    def _tell(self, phase: _Phase) -> None:
+        """A line when a phase begins, every few seconds, and when it is over."""
         now = time.monotonic()
-        if phase == self._phase and now - self._told < LINE_SECONDS:
+        if phase.name == self._phase and now - self._told < LINE_SECONDS and not phase.over:
             return
-        self._phase, self._told = phase, now
-        of = "" if total is None else f" of {total}"
-        left = "" if eta is None else f", about {eta:.0f} s left"
-        print(f"{phase} {self._name}: {done}{of} {unit}s{left}", file=sys.stderr, flush=True)
+        self._told = now
+        of = "" if phase.total is None else f" of {phase.total}"
+        notes = f", {phase.notes}" if phase.notes else ""
+        line = f"{phase.name} {self._name}: {phase.done}{of} {phase.unit}s{notes}"
+        print(line, file=sys.stderr, flush=True)
 
 
 def _in_ipython() -> bool:

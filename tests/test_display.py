@@ -29,8 +29,19 @@ def test_html_is_escaped():
     assert "<td>&lt;b&gt;</td>" in html and "<script" not in html
 
 
-def test_without_a_terminal_a_line_tells_how_long_filling_takes(capfd):
+def test_without_a_terminal_lines_tell_how_far_a_fit_and_filling_are(capfd):
     scan = {"seen": 500, "left": 1_500, "eta_seconds": 12.4}
+    fit = {"state": "running", "progress": {"done": 0, "total": 300, "metrics": {}}}
+    ended = {"state": "done", "progress": {"done": 300, "total": 300, "metrics": {"loss": 0.125}}}
     with _Bar("y", enabled=True) as bar:
-        bar.update({"fit": None, "status": "filling", "scan": scan})
-    assert capfd.readouterr().err == "fill y: 500 of 2000 documents, about 12 s left\n"
+        bar.update({"fit": fit, "status": "fitting", "scan": {}})
+        bar.update({"fit": fit, "status": "fitting", "scan": {}})  # too soon for another line
+        bar.update({"fit": ended, "status": "filling", "scan": scan})
+        bar.update({"fit": ended, "status": "watching", "scan": {"seen": 2_000}})
+        bar.update({"fit": ended, "status": "watching", "scan": {"seen": 2_000}})
+    assert capfd.readouterr().err.splitlines() == [
+        "fit y: 0 of 300 steps",
+        "fit y: 300 of 300 steps, loss 0.125",
+        "fill y: 500 of 2000 documents, about 12 s left",
+        "fill y: 2000 of 2000 documents",
+    ]
