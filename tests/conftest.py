@@ -3,6 +3,7 @@
 import os
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,31 @@ from pymongo.database import Database
 
 from superduper.store.embedded import attach
 from superduper.store.mongo import connect_mongo
+
+# The files that take longest, some of them with few tests: begun first, so that in the end nobody
+# has a long one left when the others are done.
+LONG = (
+    "behaviour/test_imputations.py",
+    "imputations/test_fit_resume.py",
+    "imputations/test_poison.py",
+    "imputations/test_watch.py",
+    "chaos/test_chaos.py",
+    "server/test_secrets_everywhere.py",
+    "behaviour/test_progress.py",
+    "store/test_embedded.py",
+    "training/test_kills.py",
+    "walks/test_bad_input.py",
+    "server/test_hostile_models.py",
+    "store/test_mongo.py",
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, the others in the order that they come in."""
+    folder = Path(__file__).parent
+    places = {folder / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(LONG)))
 
 
 @pytest.fixture(scope="session", autouse=True)

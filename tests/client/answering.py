@@ -1,5 +1,6 @@
 """A real HTTP server that records what it is asked and answers what the test says."""
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,13 @@ from urllib.parse import parse_qsl, urlsplit
 
 import bson
 
+from superduper import commands
+from superduper.command import build
+
 BSON = "application/bson"
+STATUS = build(commands.ShowStatus)
+INSERT = build(commands.InsertDocuments, collection="docs", documents=[{"_id": 1}])
+PREDICT = build(commands.Predict, collection="docs", name="m", inputs=[1])
 
 
 @dataclass
@@ -107,3 +114,10 @@ def serving(answers: Answers, port: int = 0) -> Iterator[None]:
         yield
         server.shutdown()
         thread.join(10)
+
+
+def unused_port() -> int:
+    """One that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

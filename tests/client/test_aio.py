@@ -22,8 +22,16 @@ from superduper.predicting import Model, PredictionJob
 from superduper_client.aio import AsyncClient, AsyncCollection, AsyncDatabase, AsyncHttpTransport
 from superduper_client.aio_handles import AsyncImputation, AsyncModel, AsyncPredictionJob
 from superduper_server.serve import Server, make_server
-from tests.client.answering import Answers, Reply, refusal, result
-from tests.client.test_http import INSERT, PREDICT, STATUS, unused_port
+from tests.client.answering import (
+    INSERT,
+    PREDICT,
+    STATUS,
+    Answers,
+    Reply,
+    refusal,
+    result,
+    unused_port,
+)
 from tests.server.running import serving
 from tests.waiting import until
 

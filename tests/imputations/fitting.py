@@ -13,6 +13,7 @@ from superduper.fields.sealing import seal
 from superduper.handlers.pins import pins_of
 from superduper.imputations.declare import record_of
 from superduper.imputations.fit import FitContext, fit
+from superduper.imputations.folds import fold_of_id
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.jobs.queue import Queue, RunningJob
 from superduper.store.artifacts import ArtifactStore
@@ -139,3 +140,8 @@ def points(n: int, first: int = 0, seed: int = 0) -> dict[int, tuple[Any, Any]]:
         first + number: (point, "high" if float(point.sum()) > 0 else "low")
         for number, point in enumerate(x)
     }
+
+
+def ids_of(fold: str, count: int) -> list[int]:
+    """The first numbers that fall into a fold."""
+    return [number for number in range(100 * count) if fold_of_id(number) == fold][:count]

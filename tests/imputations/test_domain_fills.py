@@ -31,11 +31,6 @@ LABELS = DIGITS.target[ORDER]
 NAMES = [f"digit {number}" for number in range(10)]
 
 
-@pytest.fixture
-def fitting(database: Database[Any]) -> Fitting:
-    return Fitting(database)
-
-
 class Digits(Classifier):
     """A linear model on 64 pixels; a bare one but for the name of its class."""
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from pymongo.database import Database
 from safetensors.torch import load
 
 from superduper.command import build
@@ -14,23 +13,12 @@ from superduper.errors import InvalidInput, UserCodeError
 from superduper.fields import codec
 from superduper.imputations.declare import record_of
 from superduper.imputations.fit import adopt, fit
-from superduper.imputations.fit_documents import documents
 from superduper.imputations.folds import FIELD, FOLDS, fold_of, fold_of_id
-from superduper.imputations.provenance import fill_record, value_hash
+from superduper.imputations.provenance import value_hash
 from superduper.jobs.queue import Cancelled
 from superduper.training.runs import Runs
 from tests.imputations.fitting import Classifier, Fitting, Labels, equal, points
 from tests.waiting import until
-
-
-@pytest.fixture
-def fitting(database: Database[Any]) -> Fitting:
-    return Fitting(database)
-
-
-def ids_of(fold: str, count: int) -> list[int]:
-    """The first numbers that fall into a fold."""
-    return [number for number in range(100 * count) if fold_of_id(number) == fold][:count]
 
 
 def test_digits_are_learned_and_the_best_version_goes_live(fitting: Fitting) -> None:
@@ -107,115 +95,6 @@ def test_a_fit_computes_in_16_bits_where_it_is_told_to(fitting: Fitting) -> None
     assert run["best"]["accuracy"] > 0.9
 
 
-def test_documents_that_fail_are_listed_and_skipped(fitting: Fitting) -> None:
-    fitting.insert(points(60))
-    fitting.insert({100: (torch.zeros(2), "zebra"), 101: ("no tensor", "low")})
-    fitting.insert({102: (torch.zeros(3), "low"), 103: ({"dtype": "x"}, "low")})
-    fitting.register_all()
-    run = fitting.fit(fitting.declare(max_epochs=2))
-    assert run["skipped"]["count"] == 4
-    reasons = {each["document"]: each["error"] for each in run["skipped"]["first"]}
-    assert set(reasons) == {100, 101, 102, 103}
-    assert reasons[100]["type"] == "KeyError" and "zebra" in reasons[100]["message"]
-    assert "shape (3,), that of document 0 has shape (2,)" in reasons[102]["message"]
-    assert sum(fold["n"] for fold in run["data"].values()) == 60
-
-
-def test_more_than_half_failing_fails_the_fit_and_says_why(fitting: Fitting) -> None:
-    fitting.insert(points(10))
-    fitting.insert({100 + i: (torch.zeros(2), "zebra") for i in range(11)})
-    fitting.register_all()
-    record = fitting.declare()
-    with pytest.raises(
-        UserCodeError, match=r"11 of 21 documents .*document 100: KeyError: 'zebra'"
-    ):
-        fitting.fit(record)
-    assert fitting.run_of(record)["status"] == "failed"
-    error = fitting.imputations.get("docs", record.name).error
-    assert error is not None and "11 of 21 documents" in error["message"]
-
-
-def test_a_value_that_we_filled_is_never_learned_from(fitting: Fitting) -> None:
-    fitting.insert(points(40))
-    ours = fill_record(imputation="i", version=1, at=1, inputs="0" * 32, value="zebra")
-    fitting.insert(
-        {100: (torch.zeros(2), "zebra"), 101: (torch.zeros(2), "low")}, _fill={"y": ours}
-    )
-    fitting.register_all()
-    record = fitting.declare(max_epochs=1)
-    read = [document["_id"] for document in documents(fitting.database, record)]
-    assert 100 not in read and 101 in read  # 101 was filled, then corrected by a person
-    run = fitting.fit(record)
-    assert run["skipped"]["count"] == 0
-    assert sum(fold["n"] for fold in run["data"].values()) == 41
-
-
-def test_documents_are_chosen_by_fields_filter_and_null(fitting: Fitting) -> None:
-    fitting.insert(points(5))
-    fitting.docs.insert_many(
-        [
-            {"_id": "no y", "x": [1.0, 2.0]},
-            {"_id": "no x", "y": "low"},
-            {"_id": "null y", "x": [1.0, 2.0], "y": None},
-            {"_id": "left out", "x": [1.0, 2.0], "y": "low", "old": True},
-            {"_id": "given", "x": [1.0, 2.0], "y": "low"},
-        ]
-    )
-    fitting.register_all()
-    record = fitting.declare(filter={"old": {"$ne": True}})
-    read = [document["_id"] for document in documents(fitting.database, record)]
-    assert read == [0, 1, 2, 3, 4, "given"]
-
-
-def test_a_worse_version_does_not_go_live_and_a_better_one_does(fitting: Fitting) -> None:
-    fitting.insert(points(120))
-    fitting.register_all()
-    record = fitting.declare(max_epochs=10, lr=0.01)
-    assert fitting.fit(record)["promoted"]
-    change = fitting.imputations.documents.update_one
-    change({"_id": record.id}, {"$set": {"spec.max_epochs": 1}})
-    worse = fitting.fit(record)
-    assert not worse["promoted"] and "not better than" in worse["reason"]
-    assert fitting.imputations.get("docs", record.name).active == 1
-    assert fitting.registry.get("docs", "model", "model").version == 2
-    change({"_id": record.id}, {"$set": {"spec.max_epochs": 40}})
-    assert fitting.fit(record)["promoted"]
-    assert fitting.imputations.get("docs", record.name).active == 3
-
-
-def test_versions_are_compared_on_the_same_documents(fitting: Fitting) -> None:
-    """The first version looks perfect on its one validation document; with more it is not."""
-    valid = ids_of("valid", 30)
-    fitting.insert({i: value for i, value in points(100, 10_000).items() if i not in valid})
-    fitting.docs.update_many({}, {"$set": {"_fold": "train"}})
-    fitting.insert({valid[0]: (torch.tensor([30.0, 30.0]), "high")})
-    model = Classifier()
-    model.layer.weight.data = torch.tensor([[-0.1, -0.1], [0.1, 0.1]])
-    fitting.register_all(model)
-    record = fitting.declare(max_epochs=1, lr=0.002)
-    first = fitting.fit(record)
-    fitting.insert(dict(zip(valid[1:], points(29, seed=5).values(), strict=True)))
-    fitting.imputations.documents.update_one(
-        {"_id": record.id}, {"$set": {"spec.max_epochs": 20, "spec.lr": 0.02}}
-    )
-    second = fitting.fit(record)
-    assert second["valid_hash"] != first["valid_hash"]
-    assert second["best"]["loss"] > first["best"]["loss"]
-    assert second["promoted"], second["reason"]
-
-
-def test_the_policy_for_going_live(fitting: Fitting) -> None:
-    fitting.insert(points(40))
-    fitting.register_all()
-    record = fitting.declare(max_epochs=2, promote="never")
-    assert fitting.fit(record)["promoted"]  # the first one, or nothing would ever be filled
-    assert not fitting.fit(record)["promoted"]
-    fitting.imputations.documents.update_one(
-        {"_id": record.id}, {"$set": {"spec.promote": "always"}}
-    )
-    assert fitting.fit(record)["promoted"]
-
-
 def test_numbers_are_learned_without_a_target(fitting: Fitting) -> None:
     class Line(torch.nn.Module):
         def __init__(self) -> None:
@@ -266,35 +145,6 @@ def test_a_target_may_be_another_model(fitting: Fitting) -> None:
     record = fitting.declare(target="teacher", metrics=(), max_epochs=60)
     run = fitting.fit(record)
     assert run["best"]["loss"] < run["history"][0]["loss"] / 20
-
-
-def test_without_validation_documents_training_documents_are_used(fitting: Fitting) -> None:
-    train = ids_of("train", 20)
-    fitting.insert(dict(zip(train, points(20).values(), strict=True)))
-    fitting.register_all()
-    run = fitting.fit(fitting.declare(max_epochs=2))
-    assert run["validated_on"] == "train"
-    assert run["data"]["valid"]["n"] == 0
-    assert run["scored"] == {"fold": "train", **run["data"]["train"]}
-
-
-def test_a_given_fold_decides(fitting: Fitting) -> None:
-    fitting.insert(points(20), _fold="train")
-    fitting.insert(points(5, 100), _fold="valid")
-    fitting.insert(points(4, 200), _fold="test")
-    fitting.register_all()
-    run = fitting.fit(fitting.declare(max_epochs=1))
-    assert [run["data"][fold]["n"] for fold in ("train", "valid", "test")] == [20, 5, 4]
-
-
-def test_no_documents_and_no_training_documents_are_said_so(fitting: Fitting) -> None:
-    fitting.register_all()
-    record = fitting.declare()
-    with pytest.raises(InvalidInput, match="nothing to train on: no document has all of 'x', 'y'"):
-        fitting.fit(record)
-    fitting.insert(points(3), _fold="test")
-    with pytest.raises(InvalidInput, match="none of the 3 usable documents is in the fold 'train'"):
-        fitting.fit(record)
 
 
 def test_a_loss_that_is_no_number_names_the_documents(fitting: Fitting) -> None:

@@ -51,11 +51,6 @@ def filling(database: Database[Any], monkeypatch: pytest.MonkeyPatch) -> Filling
     return filling
 
 
-@pytest.fixture
-def watching(database: Database[Any]) -> Watching:
-    return Watching(database)
-
-
 def cut_for(imputations: Imputations, workers: int, **scan: Any) -> ImputationRecord:
     """What is to be scanned, cut for so many workers."""
     record = imputations.get("docs", "imputation")

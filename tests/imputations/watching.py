@@ -106,3 +106,7 @@ class Watching:
             {"_id": "stream:docs"}
         )
         return found or {}
+
+
+def double(value: Any) -> Any:
+    return value * 2

@@ -1,6 +1,7 @@
 """What anybody on the machine could see of processes while they ran, in /proc."""
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,13 +21,12 @@ class Seen:
 
     def look(self) -> None:
         """Note all that run now."""
-        ours = {child.pid for child in psutil.Process().children()}
         for process in psutil.Process().children(recursive=True):
             folder = Path(f"/proc/{process.pid}")
-            with contextlib.suppress(OSError):  # it ended just now
+            with contextlib.suppress(OSError, psutil.Error):  # it ended just now
                 self.command_lines.add((folder / "cmdline").read_text(errors="replace"))
                 # What was just forked has its parent's environment until it has become itself.
-                if process.pid in self._once - ours:
+                if process.pid in self._once and process.ppid() != os.getpid():
                     environment = (folder / "environ").read_text(errors="replace")
                     self.environments[process.pid] = environment
                 self._once.add(process.pid)

@@ -1,30 +1,24 @@
 """Several HTTP processes on one port: what holds for one holds for all of them together."""
 
-import contextlib
-import os
 import re
-import signal
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import psutil
 import pytest
 import torch
-from pymongo.database import Database
 
 import superduper_client
 from superduper.collection import Collection
-from tests.server.running import Running, run, running
+from superduper.store.mongo import connect_mongo
+from tests.server.two_processes import Two, ask, mark, path_of, process, two
 from tests.waiting import until
-
-PREDICT = "/v1/collections/docs/models/{}/predict"
-FEW = {"SUPERDUPER_TOKEN_AT_ONCE": "4", "SUPERDUPER_ADDRESS_CONNECTIONS": "6"}
 
 
 class Company(torch.nn.Module):
@@ -51,18 +45,6 @@ class Fast16(torch.nn.Module):
         return self.layer(x)
 
 
-def process(value: str) -> int:
-    """The model's process, unless it is to end or to wait."""
-    import os
-    import time
-
-    if value == "die":
-        os._exit(3)
-    if value == "wait":
-        time.sleep(1.5)
-    return os.getpid()
-
-
 def make_letters() -> Any:
     """A function that gives the letters of a text one by one, or how many such answers are open."""
     open_texts: list[str] = []
@@ -80,73 +62,41 @@ def make_letters() -> Any:
     return letters
 
 
-class Two:
-    """A server with two HTTP processes, and a client that has a connection to each."""
-
-    def __init__(self, server: Running) -> None:
-        self.server = server
-        self.hub = psutil.Process(server.process.pid)
-        self.clients = contextlib.ExitStack()
-
-    def processes(self) -> list[psutil.Process]:
-        """The HTTP processes."""
-        return [each for each in self.hub.children() if is_http(each)]
-
-    def both(self) -> tuple[httpx2.Client, httpx2.Client]:
-        """A client of each of the processes: a request's id begins with its process's mark."""
-        found: dict[str, httpx2.Client] = {}
-
-        def is_complete() -> bool:
-            client = self.clients.enter_context(self.server.http(timeout=60))
-            with contextlib.suppress(httpx2.TransportError):
-                found.setdefault(mark(client.get("/healthz")), client)
-            return len(found) == 2
-
-        until(is_complete, what="a connection to each process")
-        first, second = found.values()
-        return first, second
-
-
-def mark(response: httpx2.Response) -> str:
-    return str(response.headers["x-request-id"]).partition("-")[0]
-
-
-@contextlib.contextmanager
-def two(store_uri: str, database: Database[Any], log: Path, **environment: str) -> Iterator[Two]:
-    arguments = ("serve", "--uri", store_uri, "--database", database.name, "--port", "0", "--json")
-    with running(log, *arguments, "--workers", "2", **environment) as server:
-        found = Two(server)
-        with found.clients:
+@pytest.fixture(scope="module")
+def server(store_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
+    """One server for all tests: each has a collection of its own."""
+    with connect_mongo(store_uri) as mongo:
+        database = mongo[f"two_processes_{uuid.uuid4().hex[:12]}"]
+        with two(store_uri, database, tmp_path_factory.mktemp("two") / "log") as found:
             yield found
+        mongo.drop_database(database.name)
 
 
 @pytest.fixture
-def served(store_uri: str, database: Database[Any], tmp_path: Path) -> Iterator[Two]:
-    with two(store_uri, database, tmp_path / "log") as found:
+def served(server: Two) -> Iterator[Two]:
+    """It, without the connections that an earlier test had."""
+    found = Two(server.server, server.database)
+    with found.clients:
         yield found
 
 
 @pytest.fixture
-def docs(served: Two, database: Database[Any]) -> Iterator[Collection]:
+def docs(served: Two) -> Iterator[Collection]:
     ready = served.server.ready
     with superduper_client.connect(ready["url"], ready["token"]) as client:
-        yield client[database.name]["docs"]
-
-
-def ask(client: httpx2.Client, model: str, value: Any) -> httpx2.Response:
-    return client.post(PREDICT.format(model), json={"inputs": [value]})
+        yield client[served.database][f"docs_{uuid.uuid4().hex[:12]}"]
 
 
 def test_a_batch_holds_requests_of_both_processes(served: Two, docs: Collection) -> None:
     docs.create_model("company", Company(), sample=torch.ones(2))
     first, second = served.both()
-    marks = {mark(ask(each, "company", [1.0, 2.0])) for each in (first, second)}
+    marks = {mark(ask(each, docs, "company", [1.0, 2.0])) for each in (first, second)}
     assert len(marks) == 2
 
     def company(pool: ThreadPoolExecutor) -> float:
         """The largest batch of requests that are made at once, four in each process."""
         asked = [
-            pool.submit(ask, client, "company", [1.0, 2.0])
+            pool.submit(ask, client, docs, "company", [1.0, 2.0])
             for _ in range(4)
             for client in (first, second)
         ]
@@ -165,7 +115,7 @@ def test_a_faster_form_serves_in_both_and_is_taken_back(served: Two, docs: Colle
     both = first, second
 
     def answers() -> set[bytes]:
-        return {ask(each, "m", [0.1 * n for n in range(8)]).content for each in both}
+        return {ask(each, docs, "m", [0.1 * n for n in range(8)]).content for each in both}
 
     plain = answers()
     assert len(plain) == 1
@@ -174,10 +124,8 @@ def test_a_faster_form_serves_in_both_and_is_taken_back(served: Two, docs: Colle
     faster = answers()
     assert len(faster) == 1 and faster != plain
     for each in both:
-        text = each.get("/metrics").text
-        assert (
-            'superduper_model_form{asked="bf16",model="docs/model/m@1",serves="bf16"} 1.0' in text
-        )
+        labels = f'asked="bf16",model="{docs.name}/model/m@1",serves="bf16"'
+        assert f"superduper_model_form{{{labels}}} 1.0" in each.get("/metrics").text
     assert docs.model("m").set_form("plain")["report"] is None
     assert answers() == plain
 
@@ -185,12 +133,12 @@ def test_a_faster_form_serves_in_both_and_is_taken_back(served: Two, docs: Colle
 def test_a_model_that_dies_is_started_again_once(served: Two, docs: Collection) -> None:
     docs.create_model("process", process)
     first, second = served.both()
-    before = {ask(each, "process", "pid").json()["outputs"][0] for each in (first, second)}
+    before = {ask(each, docs, "process", "pid").json()["outputs"][0] for each in (first, second)}
     assert len(before) == 1
-    died = ask(first, "process", "die")
+    died = ask(first, docs, "process", "die")
     assert died.status_code == 503 and died.json()["error"]["code"] == "child_died"
     with ThreadPoolExecutor(8) as pool:
-        asked = [pool.submit(ask, each, "process", "pid") for each in (first, second) * 8]
+        asked = [pool.submit(ask, each, docs, "process", "pid") for each in (first, second) * 8]
         after = {each.result().json()["outputs"][0] for each in asked}
     assert len(after) == 1 and after != before
 
@@ -198,7 +146,7 @@ def test_a_model_that_dies_is_started_again_once(served: Two, docs: Collection) 
 def test_an_http_process_that_is_killed_comes_back(served: Two, docs: Collection) -> None:
     docs.create_model("process", process)
     first, second = served.both()
-    pid = ask(first, "process", "pid").json()["outputs"][0]
+    pid = ask(first, docs, "process", "pid").json()["outputs"][0]
     count = figure(second, "predict")
     heard: Counter[str] = Counter()
     ended = threading.Event()
@@ -208,7 +156,7 @@ def test_an_http_process_that_is_killed_comes_back(served: Two, docs: Collection
             with served.server.http() as client:
                 try:
                     for _ in range(30):
-                        answer = ask(client, "process", "pid")
+                        answer = ask(client, docs, "process", "pid")
                         assert answer.json() == {"outputs": [pid], "version": 1}
                         heard[mark(answer)] += 1
                 except httpx2.TransportError:  # it was connected to the one that was killed
@@ -246,13 +194,14 @@ def metrics(client: httpx2.Client) -> str:
 def test_figures_are_the_same_whoever_is_asked(served: Two, docs: Collection) -> None:
     docs.create_model("process", process)
     both = served.both()
+    earlier = figure(both[0], "predict")
     for number, client in enumerate(both, start=2):
         for _ in range(number):
-            assert ask(client, "process", "pid").status_code == 200
-    assert [figure(client, "predict") for client in both] == [5.0, 5.0]
-    rows = 'superduper_model_batch_rows_sum{model="docs/model/process@1"} 5.0'
+            assert ask(client, docs, "process", "pid").status_code == 200
+    assert [figure(client, "predict") - earlier for client in both] == [5.0, 5.0]
+    rows = f'superduper_model_batch_rows_sum{{model="{docs.name}/model/process@1"}} 5.0'
     assert all(rows in metrics(client) for client in both)
-    stats = [client.get("/v2/models/docs.process/stats").json() for client in both]
+    stats = [client.get(f"/v2/models/{docs.name}.process/stats").json() for client in both]
     assert stats[0] == stats[1]
     assert stats[0]["model_stats"][0]["inference_count"] == 5
 
@@ -262,7 +211,7 @@ def test_a_new_version_is_live_in_both_at_once(served: Two, docs: Collection) ->
     for version in range(1, 6):
         docs.create_model("m", torch.nn.Linear(2, 1), sample=torch.ones(2))
         with served.server.http(timeout=60) as http:
-            live = [ask(each, "m", [1.0, 1.0]).json()["version"] for each in (*both, http)]
+            live = [ask(each, docs, "m", [1.0, 1.0]).json()["version"] for each in (*both, http)]
         assert live == [version] * 3
 
 
@@ -272,7 +221,7 @@ def test_a_trial_begins_and_ends_in_both_at_once(served: Two, docs: Collection) 
     both = served.both()
 
     def versions() -> list[int]:
-        return [ask(each, "m", [1.0, 1.0]).json()["version"] for each in both]
+        return [ask(each, docs, "m", [1.0, 1.0]).json()["version"] for each in both]
 
     assert versions() == [2, 2]
     docs.model("m").set_traffic(canary={"version": 1, "share": 1.0})
@@ -284,7 +233,7 @@ def test_a_trial_begins_and_ends_in_both_at_once(served: Two, docs: Collection) 
 def test_a_job_is_followed_through_the_other_process(served: Two, docs: Collection) -> None:
     docs.create_model("process", process)
     first, second = served.both()
-    path = PREDICT.format("process") + "/jobs"
+    path = path_of(docs, "process") + "/jobs"
     job = first.post(path, json={"inputs": ["pid"]}).json()["job"]
     with second.stream("GET", f"/v1/jobs/{job}/events") as events:
         lines = events.iter_lines()
@@ -299,17 +248,17 @@ def test_what_is_unloaded_is_so_in_both_and_after_a_restart(served: Two, docs: C
     question = {"inputs": [{"name": "input", "datatype": "FP32", "shape": [1, 2], "data": [1, 1]}]}
 
     def statuses() -> list[int]:
-        path = "/v2/models/docs.m/infer"
+        path = f"/v2/models/{docs.name}.m/infer"
         return [each.post(path, json=question).status_code for each in served.both()]
 
     assert statuses() == [200, 200]
-    assert first.post("/v2/repository/models/docs.m/unload").status_code == 200
+    assert first.post(f"/v2/repository/models/{docs.name}.m/unload").status_code == 200
     assert statuses() == [503, 503]
     known = {each.pid for each in served.processes()}
     served.processes()[0].kill()
     until(lambda: len({each.pid for each in served.processes()} - known) == 1, what="a new one")
     assert statuses() == [503, 503]
-    assert served.both()[0].post("/v2/repository/models/docs.m/load").status_code == 200
+    assert served.both()[0].post(f"/v2/repository/models/{docs.name}.m/load").status_code == 200
     assert statuses() == [200, 200]
 
 
@@ -324,74 +273,14 @@ def test_a_revoked_token_is_refused_by_both_at_once(served: Two) -> None:
         assert [each.get("/v1/status", headers=headers).status_code for each in both] == [401] * 2
 
 
-def test_limits_are_of_both_together(
-    store_uri: str, database: Database[Any], tmp_path: Path
-) -> None:
-    with two(store_uri, database, tmp_path / "log", **FEW) as served:
-        ready = served.server.ready
-        with superduper_client.connect(ready["url"], ready["token"]) as client:
-            client[database.name]["docs"].create_model("process", process)
-        _check_rate(served)
-        _check_at_once(served)
-        _check_connections(served)
-        _check_failures(served)
-
-
-def _check_rate(served: Two) -> None:
-    first, second = served.both()
-    token = first.post("/v1/tokens", json={"role": "reader", "rate": 2}).json()["token"]
-    headers = {"Authorization": f"Bearer {token}"}
-    began = time.monotonic()
-    statuses = [
-        client.get("/v1/status", headers=headers).status_code
-        for _ in range(8)
-        for client in (first, second)
-    ]
-    most = 2 + 2 * (time.monotonic() - began)
-    assert 2 <= statuses.count(200) <= most and statuses.count(429) == 16 - statuses.count(200)
-    served.clients.close()
-
-
-def _check_at_once(served: Two) -> None:
-    first, second = served.both()
-    with ThreadPoolExecutor(4) as pool:
-        waiting = [pool.submit(ask, each, "process", "wait") for each in (first, second) * 2]
-        with served.server.http() as http:
-            until(lambda: http.get("/v1/status").status_code == 429, what="four at once")
-        assert [each.result().status_code for each in waiting] == [200] * 4
-    assert first.get("/v1/status").status_code == 200
-    served.clients.close()
-
-
-def _check_connections(served: Two) -> None:
-    with contextlib.ExitStack() as clients:
-        answered = 0
-        for _ in range(10):
-            client = clients.enter_context(served.server.http())
-            with contextlib.suppress(httpx2.TransportError):
-                answered += client.get("/healthz").status_code == 200
-        assert 4 <= answered <= 6  # those that were just closed may count for a moment
-
-
-def _check_failures(served: Two) -> None:
-    first, second = served.both()
-    wrong = {"Authorization": f"Bearer sd_aaaaaaaa_{'x' * 43}"}
-    statuses = [
-        client.get("/v1/status", headers=wrong).status_code
-        for _ in range(6)
-        for client in (first, second)
-    ]
-    assert statuses == [401] * 10 + [429] * 2
-
-
 def test_an_answer_in_pieces_ends_with_its_process(served: Two, docs: Collection) -> None:
     docs.create_model("letters", make_letters())
     _, second = served.both()
-    path = "/v1/collections/docs/models/letters/predict/stream"
+    path = path_of(docs, "letters") + "/stream"
     long = {"input": "x" * 100_000}
 
     def open_answers(client: httpx2.Client) -> int:
-        return int(ask(client, "letters", "open?").json()["outputs"][0])
+        return int(ask(client, docs, "letters", "open?").json()["outputs"][0])
 
     with second.stream("POST", path, json=long) as answer:
         lines = answer.iter_lines()
@@ -408,38 +297,3 @@ def is_of(process: psutil.Process, answer: httpx2.Response, served: Two) -> bool
     """Whether a process has the connection of an answer."""
     local = answer.extensions["network_stream"].get_extra_info("client_addr")[1]
     return any(each.raddr and each.raddr.port == local for each in process.net_connections("tcp"))
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_nothing_is_left(
-    store_uri: str, database: Database[Any], tmp_path: Path, number: signal.Signals
-) -> None:
-    with two(store_uri, database, tmp_path / "log") as served:
-        ready = served.server.ready
-        with superduper_client.connect(ready["url"], ready["token"]) as client:
-            docs = client[database.name]["docs"]
-            docs.create_model("process", process)
-            model = docs.predict("process", "pid")
-        started = [each for each in served.hub.children(recursive=True)]
-        assert model in {each.pid for each in started} and len(served.processes()) == 2
-        code = served.server.end(number)
-        assert code == (0 if number == signal.SIGTERM else -signal.SIGKILL)
-        until(lambda: not any(map(is_alive, started)), what="all to end")
-
-
-def is_alive(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-
-
-def test_one_that_cannot_start_is_told(store_uri: str, tmp_path: Path) -> None:
-    arguments = ("serve", "--uri", store_uri, "--database", "none", "--port", "0")
-    ended = run(*arguments, "--workers", "2", SUPERDUPER_BODY_LIMIT_MB="much")
-    assert ended.returncode == 1
-    assert "SUPERDUPER_BODY_LIMIT_MB='much' is not a number" in ended.stderr
-    assert not [each for each in psutil.Process(os.getpid()).children() if is_http(each)]
-
-
-def is_http(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.Error):  # it has just ended
-        return "http_process" in " ".join(process.cmdline())
-    return False

@@ -1,17 +1,24 @@
-"""Real servers and real programs for the tests of the store."""
+"""Real servers and real programs for the tests of the store, and registries that are signed for."""
 
 import os
+import pickle
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import dill
 import psutil
 import pytest
+from pymongo.database import Database
 
+from superduper.store.artifacts import ArtifactStore
+from superduper.store.registry import Registry
 from superduper.store.servers import answers
+from superduper.store.signing import Keyring
 from tests.small_disk import small_disk as on_small_disk
 from tests.waiting import until
 
@@ -147,3 +154,33 @@ def secantus(tmp_path: Path) -> Iterator[Callable[..., str]]:
     for process in started:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def keyring(tmp_path: Path) -> Keyring:
+    """Keys of this test alone."""
+    return Keyring.open(tmp_path / "home")
+
+
+@pytest.fixture
+def registry(database: Database[Any], keyring: Keyring) -> Registry:
+    """A registry that signs with them."""
+    return Registry(database, ArtifactStore(database, keyring))
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was unpickled, by which library."""
+    calls: list[str] = []
+
+    def watched(base: type) -> type:
+        class Watched(base):  # type: ignore[misc]
+            def load(self) -> Any:
+                calls.append(base.__module__)
+                return super().load()
+
+        return Watched
+
+    monkeypatch.setattr(pickle, "Unpickler", watched(pickle.Unpickler))
+    monkeypatch.setattr(dill, "Unpickler", watched(dill.Unpickler))
+    return calls

@@ -340,7 +340,7 @@ def test_a_process_that_ends_at_once_is_started_less_and_less_often(store):
     folder.create()
     child = kept(folder, "")
     starts = 0
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + 3  # that nothing happens more often can only be watched
     while time.monotonic() < deadline:
         starts += child.tend()
         time.sleep(0.005)

@@ -16,15 +16,8 @@ from safetensors.torch import save
 
 from superduper.errors import ArtifactRejected, NotFound
 from superduper.fields.sealing import Sealed, seal
-from superduper.store.artifacts import ArtifactStore
 from superduper.store.component import Component
 from superduper.store.registry import Registry
-from superduper.store.signing import Keyring
-
-
-@pytest.fixture
-def registry(database: Database[Any], tmp_path: Path) -> Registry:
-    return Registry(database, ArtifactStore(database, Keyring.open(tmp_path)))
 
 
 @pytest.fixture
