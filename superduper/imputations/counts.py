@@ -63,6 +63,7 @@ def _tally(database: Database[Any], record: ImputationRecord, now: int) -> Count
     counts = {state: found[state] for state in STATES}
     took = int(1000 * (time.monotonic() - began))
     kept = {"of": _of(record), "at": now, "took": took, "signs": signs, "counts": counts}
+    kept["beside"] = _beside(sum(counts.values()), signs["total"], _size(database, record))
     database[NAME].replace_one({"_id": record.id}, kept, upsert=True)
     return counts
 
@@ -72,12 +73,25 @@ def _signs(database: Database[Any], record: ImputationRecord) -> Counts:
     # A scan counts fields.
     filled = Ranges(Imputations(database), record).progress().filled
     return {
-        "total": database[record.collection].estimated_document_count(),
+        "total": _size(database, record),
         "filled": filled if len(record.write_paths) == 1 else 0,
         **{state: _listed(database, record, [state]) for state in TURNED_AWAY},
         "withdrawn": _listed(database, record, list(TAKEN_BACK)),
         "failed": _listed(database, record, ["dead"]),
     }
+
+
+def _size(database: Database[Any], record: ImputationRecord) -> int:
+    """The size of the collection as the server keeps it, which costs nothing."""
+    return database[record.collection].estimated_document_count()
+
+
+def _beside(counted: int, before: int, after: int) -> int:
+    """By how much the server is mistaken in the size, if nothing came or went during a pass.
+
+    If something did, the pass has seen some of it and missed some: then the server is believed.
+    """
+    return counted - before if before == after else 0
 
 
 def _listed(database: Database[Any], record: ImputationRecord, states: list[str]) -> int:
@@ -91,9 +105,7 @@ def _moved(kept: Mapping[str, Any], signs: Counts) -> Counts | None:
     for state in ("filled", *TURNED_AWAY, "withdrawn", "failed"):
         counts[state] += signs[state] - kept["signs"][state]
     others = sum(count for state, count in counts.items() if state != "pending")
-    # The size of the collection when it was counted: what the pass came to, not what was estimated.
-    total = sum(kept["counts"].values()) + signs["total"] - kept["signs"]["total"]
-    counts["pending"] = total - others
+    counts["pending"] = signs["total"] + kept.get("beside", 0) - others
     # Less documents than before: which ones were deleted is not known.
     shrunk = signs["total"] < kept["signs"]["total"]
     return None if shrunk or min(counts.values()) < 0 else counts

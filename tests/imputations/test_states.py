@@ -106,6 +106,28 @@ def test_each_state_lists_its_documents_page_by_page(filling: Filling) -> None:
         look.page("done", [], 10)
 
 
+def test_never_tried_unsure_and_nothing_are_told_apart(database: Database[Any]) -> None:
+    record = record_of(min_confidence=0.5, watcher=True)
+    Imputations(database).create(record)
+    filling = Filling(database, _model_of_nothing, record)
+    filling.docs.insert_many({"_id": each, "x": each} for each in ("untried", "unsure", "nothing"))
+    filling.filler.fill_ids(["unsure", "nothing"])
+    rows = {row["document"]: row for each in STATES for row in _listed(filling, each)}
+    assert rows["untried"] == {"document": "untried", "state": "pending"}
+    assert rows["unsure"]["state"] == "withheld" and rows["unsure"]["confidence"] == 0.2
+    assert rows["nothing"]["state"] == "failed"
+    assert "returned None for 'y'" in rows["nothing"]["error"]["message"]
+
+
+def _model_of_nothing(value: Any) -> Any:
+    return {"value": None, "confidence": 0.9} if value == "nothing" else model(value)
+
+
+def _listed(filling: Filling, state: str) -> list[dict[str, Any]]:
+    page = States(filling.database, filling.filler.record).page(state, [], 10)
+    return list(page["documents"])
+
+
 def test_a_failure_says_nothing_of_another_input_or_version(filling: Filling) -> None:
     one_of_each(filling)
     filling.docs.update_many({"_id": {"$in": ["poison", "unsure"]}}, {"$set": {"x": 5}})
@@ -185,6 +207,38 @@ class TestCheap:
         filling.docs.delete_many({"_id": {"$lt": 15}})
         assert (found()["pending"], found()["withheld"], found()["filled"]) == (10, 1, 35)
         assert passes["passes"] == 2
+
+    @pytest.mark.parametrize("seen", [True, False], ids=["seen", "missed"])
+    def test_they_add_up_whatever_comes_during_a_pass(
+        self, filling: Filling, monkeypatch: pytest.MonkeyPatch, seen: bool
+    ) -> None:
+        filling.docs.insert_many({"_id": each, "x": each} for each in range(20))
+        walk = States.walk
+
+        def late(self: States, *arguments: Any) -> Any:
+            inserted = [{"_id": each, "x": each} for each in range(20, 25)]
+            if seen:
+                filling.docs.insert_many(inserted)
+            found = list(walk(self, *arguments))
+            if not seen:
+                filling.docs.insert_many(inserted)
+            return iter(found)
+
+        monkeypatch.setattr(States, "walk", late)
+        first = count_states(filling.database, filling.filler.record)
+        assert first["pending"] == (25 if seen else 20)
+        later = count_states(filling.database, filling.filler.record)
+        assert sum(later.values()) == later["pending"] == 25
+
+    def test_a_server_that_is_mistaken_in_the_size_is_corrected(
+        self, filling: Filling, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        filling.docs.insert_many({"_id": each, "x": each} for each in range(20))
+        size = counts._size
+        monkeypatch.setattr(counts, "_size", lambda *those: size(*those) + 3)
+        assert count_states(filling.database, filling.filler.record)["pending"] == 20
+        filling.docs.insert_one({"_id": 20, "x": 1})
+        assert count_states(filling.database, filling.filler.record)["pending"] == 21
 
 
 def test_a_page_reads_a_bounded_number_of_documents(
