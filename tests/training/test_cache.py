@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from superduper.errors import InvalidInput
-from superduper.training.cache import Fold, description, layout
+from superduper.training.cache import Fold, layout
+from superduper.training.graph import description
 
 
 def fold_of(folder: Path, records: list[tuple[Any, Any]]) -> Fold:
