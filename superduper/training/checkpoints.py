@@ -62,23 +62,39 @@ class Checkpoints:
         shutil.rmtree(final, ignore_errors=True)
         unfinished.rename(final)
         _flush(self.folder)
-        for path in self._all()[self.keep :]:
-            if not _is_lasting(path):
-                shutil.rmtree(path)
+        self._prune(step)
         return final
 
+    def _prune(self, step: int) -> None:
+        """Leave the newest up to a step; one beyond it was damaged, and not gone on from."""
+        found = self._all()
+        beyond = [path for path in found if _step_of(path) > step]
+        for path in beyond + found[len(beyond) + self.keep :]:
+            if not _is_lasting(path):
+                shutil.rmtree(path)
+
     def latest(self) -> dict[str, Any] | None:
-        """The state of the newest whole checkpoint; None if there is none."""
-        for path in self._all():
+        """The state of the newest whole checkpoint; None if there is none at all.
+
+        Raises InvalidInput if there are some and all are damaged.
+        """
+        found = self._all()
+        for path in found:
             try:
                 return _read(path)
             except (OSError, ValueError, KeyError) as error:
                 logger.warning("%s is damaged and passed over: %s", path, error)
+        if found:
+            raise InvalidInput(
+                f"the checkpoints in {self.folder} are all damaged, and there is nothing to go on "
+                "from: to begin anew, choose another folder or remove this one"
+            )
         return None
 
     def _all(self) -> list[Path]:
-        found = [path for path in self.folder.glob(f"{PREFIX}*") if path.name[11:].isdigit()]
-        return sorted(found, key=lambda path: -int(path.name.removeprefix(PREFIX)))
+        listed = self.folder.glob(f"{PREFIX}*")
+        found = [path for path in listed if path.name.removeprefix(PREFIX).isdigit()]
+        return sorted(found, key=_step_of, reverse=True)
 
 
 class Checkpointing(Policy):
@@ -106,6 +122,10 @@ class Checkpointing(Policy):
         """Save."""
         lasting = epoch % self.lasting_epochs == 0
         self.checkpoints.save(step, engine.state_dict(), lasting=lasting)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix(PREFIX))
 
 
 def _is_lasting(path: Path) -> bool:

@@ -5,6 +5,7 @@ On the console a line for each, in TensorBoard's event files a tag, in CSV and J
 
 import csv
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -139,7 +140,9 @@ class JSONLogger(_RowLogger):
 
 def mean_losses(train_losses: Sequence[Any]) -> Any:
     """The mean of an epoch's losses: a number, an array, or a dictionary of these."""
-    if train_losses and isinstance(train_losses[0], Mapping):
+    if not train_losses:
+        return math.nan
+    if isinstance(train_losses[0], Mapping):
         names = dict.fromkeys(name for losses in train_losses for name in losses)
         return {
             name: mean_losses([losses[name] for losses in train_losses if name in losses])

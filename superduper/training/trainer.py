@@ -168,9 +168,14 @@ class Trainer:
             checkpoints = Checkpoints(self.folder.checkpoints)
             interrupts = SaveOnInterrupt(checkpoints)
             stage = self.stage()
+            state = checkpoints.latest()
+            if state is None and self.folder.epochs():
+                raise InvalidInput(
+                    f"the run in {self.folder.path} has no checkpoint to go on from: its weights "
+                    "can be the parent of another run"
+                )
             record.begin(self.model, self._data(), self.parent)
             loggers = [each for each in self.policies if isinstance(each, DatabaseLogger)]
-            state = checkpoints.latest()
             with interrupts, self._recorded(record), self._shared(stage) as group:
                 plan = Plan([stage], self.config["seed"])
                 engine = engine_of(plan, self._run_policies(checkpoints, interrupts), group)

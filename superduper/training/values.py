@@ -159,14 +159,17 @@ def _less(loss: float, part: float) -> float:
 
 
 def mean_loss(train_losses: Sequence[Any]) -> float:
-    """The mean of an epoch's losses; of several losses in a step, `loss` or else their sum."""
+    """The mean of an epoch's losses, NaN of none; of several in a step, what is minimised.
+
+    That is the mean of an array, and of a dict `loss` or else the sum.
+    """
     totals = [_total(loss) for loss in train_losses]
-    return math.fsum(totals) / len(totals)
+    return math.fsum(totals) / len(totals) if totals else math.nan
 
 
 def _total(loss: Any) -> float:
     if isinstance(loss, Mapping):
         return float(loss["loss"]) if "loss" in loss else sum(float(each) for each in loss.values())
     if getattr(loss, "ndim", 0):
-        return float(loss.sum())
+        return float(loss.mean())
     return float(loss)

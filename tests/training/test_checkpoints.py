@@ -92,7 +92,21 @@ def test_the_newest_stay_and_a_damaged_one_is_passed_over(tmp_path: Path) -> Non
     (tmp_path / "checkpoint-11" / "state.json").write_text(json.dumps({"step": 12}))
     assert checkpoints.latest() == {"step": 10}
     (tmp_path / "checkpoint-10" / "manifest.json").unlink()
-    assert checkpoints.latest() is None
+    with pytest.raises(InvalidInput, match="are all damaged, and there is nothing to go on from"):
+        checkpoints.latest()
+
+
+def test_a_damaged_one_is_not_counted_when_the_run_has_gone_on_from_before_it(
+    tmp_path: Path,
+) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (10, 20):
+        checkpoints.save(step, {"step": step})
+    (tmp_path / "checkpoint-20" / "state.json").unlink()
+    assert checkpoints.latest() == {"step": 10}
+    for step in (12, 14):
+        checkpoints.save(step, {"step": step})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-12", "checkpoint-14"]
 
 
 def test_what_is_left_of_a_save_that_was_broken_off_does_not_count(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Every recorded example of the project that `train_model` comes from."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from superduper.training import (
     train_model,
 )
 from superduper.training.event_file import read_scalars
+from superduper.training.values import mean_loss
 
 EXAMPLES = {
     example["id"]: example
@@ -117,6 +119,29 @@ def test_a_plateau_of_negative_losses() -> None:
     train_model(model, batches(1), n_epochs=5, lr=policy)
     # Of -10, -11.1 is more than a tenth less; nothing before it is, nor is -11.2 of that.
     assert [given["lr"] for given in model.given] == [1, 1, 0.5, 0.25, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("losses", "mean"),
+    [
+        ([1, 2.0], 1.5),
+        ([np.array([1.0, 3.0]), np.array([2.0, 2.0])], 2.0),  # what a model minimises of these
+        ([torch.tensor(1.0), np.float32(3)], 2.0),
+        ([{"loss": 1.0, "other": 9.0}, {"loss": 2.0, "other": 9.0}], 1.5),
+        ([{"a": 1.0, "b": 2.0}], 3.0),
+        ([math.nan, 1.0], math.nan),
+        ([], math.nan),
+    ],
+)
+def test_the_loss_of_an_epoch(losses: Any, mean: float, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mean_loss(losses) == pytest.approx(mean, nan_ok=True)
+    stop, plateau = LossStop(), DecreasingOnPlateau(initial=1, multiplier=0.5, patience=0)
+    for _ in range(2):  # what is no number neither ends a training nor counts as a lower loss
+        stop.epoch_finished(0, losses)
+        plateau.epoch_finished(losses)
+    assert plateau.value == (0.25 if math.isnan(mean) else 0.5)
+    ConsoleLogger().epoch_finished(0, losses)
+    assert capsys.readouterr().out.startswith("00000: Train loss: ")
 
 
 @pytest.mark.parametrize("raised", [EarlyStopping, EarlyStopping("enough")])

@@ -31,8 +31,12 @@ def test_dm_zip_merge() -> None:
     assert training.zip_dicts(*dicts) == expected["zip_dicts"]
     assert training.Trainer.zip_dicts(dicts) == expected["zip_dicts"]
     assert training.merge_add_level(**levels) == expected["merge_add_level"]
-    assert training.zip_dicts([]) == {}
-    assert training.zip_dicts({"a": 1}) == {"a": [1]}
+    assert training.zip_dicts([]) == training.zip_dicts() == training.zip_dicts({}, {}) == {}
+    assert training.zip_dicts({"a": 1}) == training.zip_dicts(iter([{"a": 1}])) == {"a": [1]}
+    nested = [{"a": {"b": 1}}, {"a": {"b": 2}, "c": []}]
+    assert training.zip_dicts(nested) == {"a": [{"b": 1}, {"b": 2}], "c": [[]]}
+    assert training.merge_add_level() == training.merge_add_level(train={}) == {}
+    assert training.merge_add_level(train={"a": 1}, test={}) == {"a": {"train": 1}}
 
 
 def test_dm_file_hash(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import torch
 from trained import config, parts, rows
 
 from superduper import training as model_suite
-from superduper.errors import NotReady
+from superduper.errors import InvalidInput, NotReady
 from superduper.training.hashes import model_hash
 from superduper.training.policies import Policy, StopRun
 from superduper.training.stops import LossStop
@@ -121,6 +122,26 @@ def test_a_finished_run_called_again_trains_nothing(tmp_path: Path) -> None:
     again = model_suite.Trainer(**made, config=config(tmp_path), policies=[]).train()
     assert rows(again) == rows(first) and again["finished_at"] == first["finished_at"]
     assert model_hash(made["model"]) == first["final_hash"] == again["final_hash"]
+
+
+def test_a_run_without_a_checkpoint_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    model_suite.Trainer(**parts(), config=config(tmp_path)).train()
+    run = tmp_path / "run"
+    for name, message in (("checkpoint-15", None), ("checkpoint-10", "are all damaged")):
+        (run / "checkpoints" / name / "manifest.json").write_text("{")
+        again = model_suite.Trainer(**parts(), config=config(tmp_path))
+        if message is None:
+            assert again.train()["status"] == "finished"  # from the one before
+            (run / "checkpoints" / "checkpoint-15" / "manifest.json").unlink()
+            continue
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        with pytest.raises(InvalidInput, match=message):
+            again.train()
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(InvalidInput, match="has no checkpoint to go on from"):
+        model_suite.Trainer(**parts(), config=config(tmp_path)).train()
+    assert len(list((run / "models").iterdir())) == 3
 
 
 def test_a_run_that_a_policy_ended_stays_ended(tmp_path: Path) -> None:
