@@ -129,9 +129,7 @@ class Crew:
                 # Whoever ran these is gone: this worker holds the lease.
                 Failures(self.database, record.id).release_running()
                 self._begun.add(record.id)
-        self._records = list(records)
-        if not self._retrier.is_alive() and self._retrier.ident is None:
-            self._retrier.start()
+        self.retry_for(records)
         for record in records:
             scan = self._scans.get(record.id)
             if scan is not None and not scan.is_alive():
@@ -277,6 +275,16 @@ class Crew:
 
     # Retries ---------------------------------------------------------------------------------
 
+    def retry_for(self, records: Sequence[ImputationRecord]) -> None:
+        """From now on, make the retries of these imputations when they are due.
+
+        All workers do so for a collection, each attempt being one worker's: a document that never
+        ends holds up one of them at a time.
+        """
+        self._records = list(records)
+        if records and self._retrier.ident is None:
+            self._retrier.start()
+
     def _retry_forever(self) -> None:
         while not self._stop.wait(RETRY_SECONDS):
             for record in self._records:
@@ -290,9 +298,11 @@ class Crew:
 
     def _retry(self, record: ImputationRecord) -> None:
         due = Failures(self.database, record.id).due(self.clock(), RETRIES_AT_ONCE)
-        for failure in due:
+        # Who helps begins at the other end than who leads: so they seldom want the same.
+        for failure in due if self.fence else reversed(due):
             live = self._turn().live(record)
-            if self._stop.is_set() or live is None:
+            ours = any(each.id == record.id for each in self._records)
+            if self._stop.is_set() or live is None or not ours:
                 return
             self.filler(live, retrying=True).retry(failure)
 

@@ -102,10 +102,27 @@ class Failures:
 
     def begin(self, case: Case, now: int) -> int:
         """Count an attempt before it is made; the number of attempts with this one."""
+        record = self._begun(self._that(case.document_id), case, now, upsert=True)
+        # Where it was dropped in the same moment, another worker has just filled the document.
+        return int(record["attempts"]) if record is not None else 1
+
+    def take_up(self, due: Mapping[str, Any], case: Case, now: int) -> int | None:
+        """Count an attempt for a record that was due; None if it has changed since.
+
+        Then somebody else makes this attempt.
+        """
+        unchanged = {name: due[name] for name in ("state", "attempts", "next_at")}
+        that = self._that(case.document_id) | unchanged
+        record = self._begun(that, case, now, upsert=False)
+        return int(record["attempts"]) if record is not None else None
+
+    def _begun(
+        self, that: Mapping[str, Any], case: Case, now: int, *, upsert: bool
+    ) -> Mapping[str, Any] | None:
         same = _is_of(case)
         counted = {"$cond": [same, {"$add": ["$attempts", 1]}, 1]}
-        record: Any = self.records.find_one_and_update(
-            self._that(case.document_id),
+        record: Mapping[str, Any] | None = self.records.find_one_and_update(
+            that,
             [
                 {
                     "$set": {
@@ -123,11 +140,10 @@ class Failures:
                     }
                 },
             ],
-            upsert=True,
+            upsert=upsert,
             return_document=True,
         )
-        # Where it was dropped in the same moment, another worker has just filled the document.
-        return int(record["attempts"]) if record is not None else 1
+        return record
 
     def fail(
         self, failed: Iterable[tuple[Case, Mapping[str, Any]]], attempts: int, now: int

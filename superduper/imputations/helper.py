@@ -1,4 +1,4 @@
-"""A worker's part in the scans of a collection that another worker leads."""
+"""A worker's part in the scans and retries of a collection that another worker leads."""
 
 import contextlib
 import logging
@@ -31,6 +31,7 @@ class Helper(threading.Thread):
     def resting(self) -> Iterator[None]:
         """While this worker leads, its scans are the leader's; what is under way is left off."""
         self._rest.set()
+        self.crew.retry_for([])
         try:
             yield
         finally:
@@ -42,6 +43,7 @@ class Helper(threading.Thread):
         self._ended.set()
         self._rest.set()
         self.join()
+        self.crew.stop()
 
     def run(self) -> None:
         """Help, again and again, until told to end."""
@@ -49,6 +51,8 @@ class Helper(threading.Thread):
             try:
                 records = self.crew.imputations.find(self.crew.collection)
                 self.crew.graph = Graph(records)
+                resting = self._rest.is_set()
+                self.crew.retry_for([] if resting else [each for each in records if each.filling])
                 for record in records:
                     if not self._rest.is_set() and self._is_wanted(record):
                         self._help(record)

@@ -161,7 +161,9 @@ class Filler:
             return
         key = key_of(work.document_id)
         self.isolation.make_ready()
-        attempts = self.failures.begin(work.case, self.clock())
+        attempts = self.failures.take_up(failure, work.case, self.clock())
+        if attempts is None:
+            return
         prepared = Prepared(known={key}, attempts={key: min(attempts, MAX_ATTEMPTS)})
         if attempts > MAX_ATTEMPTS:
             prepared.failed.append((work.case, failure.get("error") or _NEVER_ENDED))
