@@ -15,6 +15,7 @@ from superduper import commands
 from superduper.command import build
 
 BSON = "application/bson"
+JSON = "application/json"
 STATUS = build(commands.ShowStatus)
 INSERT = build(commands.InsertDocuments, collection="docs", documents=[{"_id": 1}])
 PREDICT = build(commands.Predict, collection="docs", name="m", inputs=[1])

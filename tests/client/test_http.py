@@ -12,10 +12,7 @@ from superduper import commands, errors
 from superduper.command import Command, build
 from superduper_client import wire
 from superduper_client.http import HttpTransport
-from tests.client.answering import PREDICT, STATUS, Answers, Reply, refusal, result
-
-JSON = "application/json"
-
+from tests.client.answering import JSON, PREDICT, STATUS, Answers, Reply, refusal, result
 
 # What is asked -------------------------------------------------------------------------------
 

@@ -9,8 +9,7 @@ from superduper import commands, errors
 from superduper.command import build
 from superduper_client import wire
 from superduper_client.http import HttpTransport
-from tests.client.answering import STATUS, Answers, Reply, refusal, result
-from tests.client.test_http import JSON
+from tests.client.answering import JSON, STATUS, Answers, Reply, refusal, result
 
 
 def find(**query: Any) -> commands.FindDocuments:
