@@ -6,6 +6,7 @@ The third takes as many floats as a small picture has, and is for our own server
 import torch
 
 DIM = 64
+ROW = [round(0.01 * n, 4) for n in range(DIM)]
 SIZES = {"A": (DIM, 128, 10), "C": (DIM, 2048, 2048, 2048, 10)}
 PICTURE = {"picture": (3 * 64 * 64, 10)}
 

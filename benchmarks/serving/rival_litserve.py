@@ -1,5 +1,6 @@
-"""LitServe with one of the models: `python rival_litserve.py MODEL PORT`."""
+"""LitServe with one of the models: `python rival_litserve.py PORT`, MODEL in the environment."""
 
+import os
 import sys
 
 import litserve
@@ -14,7 +15,7 @@ class Api(litserve.LitAPI):
     def setup(self, device: str) -> None:
         """Load the model."""
         torch.set_num_threads(1)
-        self.model = Mlp(SIZES[sys.argv[1]]).eval()
+        self.model = Mlp(SIZES[os.environ["MODEL"]]).eval()
 
     def decode_request(self, request: dict) -> np.ndarray:
         """One row."""
@@ -42,5 +43,5 @@ if __name__ == "__main__":
     api = Api(max_batch_size=64, batch_timeout=0.002)
     server = litserve.LitServer(api, accelerator="cpu", fast_queue=True)
     server.run(
-        port=int(sys.argv[2]), host="127.0.0.1", log_level="error", generate_client_file=False
+        port=int(sys.argv[1]), host="127.0.0.1", log_level="error", generate_client_file=False
     )

@@ -1,6 +1,7 @@
-"""mosec with one of the models: `python rival_mosec.py --port PORT`, MODEL in the environment."""
+"""mosec with one of the models: `python rival_mosec.py PORT`, MODEL in the environment."""
 
 import os
+import sys
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ class Inference(Worker):
 
 
 if __name__ == "__main__":
+    sys.argv.insert(1, "--port")  # its own way to be told
     server = Server()
     server.append_worker(Inference, num=1, max_batch_size=64, max_wait_time=1)
     server.run()

@@ -12,12 +12,16 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from benchmarks.training import environment
+from benchmarks import environment
+
+FOLDER = environment.ROOT / ".frameworks"
+REQUIREMENTS = Path(__file__).with_name("frameworks.txt")
+CONSTRAINTS = environment.ROOT / "constraints.txt"
 
 
 def run(small: bool) -> dict[str, Any]:
     """Medians over the rounds: CPU and wall time per step, and ratios to the bare loop."""
-    interpreter = environment.python()
+    interpreter = environment.python(FOLDER, REQUIREMENTS, "--constraint", str(CONSTRAINTS))
     with tempfile.TemporaryDirectory(prefix="superduper-bench-") as folder:
         result = Path(folder) / "result.json"
         command = [interpreter, "-m", "benchmarks.training.steps_rounds", str(result)]

@@ -1,11 +1,12 @@
 """The shortest way for a prediction: answered in uvicorn's protocol class.
 
-It takes a request that came whole in one piece, alone on its connection, over HTTP/1.1 that goes
+It takes a request that is whole within a moment, alone on its connection, over HTTP/1.1 that goes
 on. uvicorn sees a cycle that is busy, so its own rules hold for what comes after it, for closing
 and for shutting down. A head that was parsed before is not parsed again: clients that keep their
 connection send the same bytes each time.
 """
 
+import asyncio
 from collections import OrderedDict
 from typing import Any
 
@@ -15,6 +16,9 @@ from superduper_server.fast import FastPath, Head, RawHeaders, Work, is_small
 from superduper_server.models import find_place
 
 HEAD_END = b"\r\n\r\n"
+PATIENCE_SECONDS = 0.05
+"""How long the rest of a body is waited for; then the application does, which has its deadline."""
+
 REMEMBERED = 1024
 LONGEST_REMEMBERED = 1024
 ONCE = frozenset({"x-request-id", "traceparent"})
@@ -72,6 +76,7 @@ class FastLane(HttpToolsProtocol):
         self._heads = heads
         self._head: Head | None = None
         self._body = b""
+        self._patience: asyncio.TimerHandle | None = None
         self._work: Work | None = None
         self._cycle = _Cycle()
         self._taken: tuple[Head, int] | None = None
@@ -107,13 +112,13 @@ class FastLane(HttpToolsProtocol):
     # A head that is not ----------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of a request; what has not come whole by now goes the ordinary way."""
+        """Bytes of a request; the rest of it may come in a moment."""
         self._taken = None
         super().data_received(data)
         if self._taken is not None:
             self._heads.note(data, *self._taken)
-        elif self._head is not None and not self.transport.is_closing():
-            self._leave()
+        elif self._head is not None and self._patience is None:
+            self._patience = self.loop.call_later(PATIENCE_SECONDS, self._stop_waiting)
 
     def on_message_begin(self) -> None:
         """The first byte of a request."""
@@ -150,6 +155,7 @@ class FastLane(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """The request is whole."""
         self._is_in_message = False
+        self._forget_patience()
         head, fast = self._head, self._fast
         self._head = None
         if head is None or fast is None:
@@ -166,6 +172,22 @@ class FastLane(HttpToolsProtocol):
         super().on_headers_complete()
         if self._body:
             super().on_body(self._body)
+
+    def _stop_waiting(self) -> None:
+        """What has not come whole by now goes the ordinary way."""
+        self._forget_patience()
+        if self._head is not None and not self.transport.is_closing():
+            self._leave()
+
+    def _forget_patience(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def shutdown(self) -> None:
+        """The server stops: what was begun may end."""
+        self._stop_waiting()
+        super().shutdown()
 
     # Answers ---------------------------------------------------------------------------------
 
@@ -220,6 +242,7 @@ class FastLane(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone: what was asked need not be run."""
+        self._forget_patience()
         if self._work is not None:
             self._work.abandon()
             self._work = None

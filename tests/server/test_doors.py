@@ -16,6 +16,7 @@ import uvicorn
 from superduper.service import Service
 from superduper.serving.batches import Request
 from superduper.store.mongo import connect_mongo
+from superduper_server import fast_lane
 from superduper_server.app import build_app
 from superduper_server.fast import Head, Work
 from superduper_server.fast_lane import Heads
@@ -162,25 +163,45 @@ def test_pipelined_requests_are_answered_in_order(models_server: Server) -> None
     assert b'"outputs":[[10.0,10.0,10.0]]' in received
 
 
-def test_a_request_in_two_pieces_goes_the_ordinary_way(models_server: Server) -> None:
-    host, port = models_server.url.removeprefix("http://").split(":")
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_request_in_pieces_has_a_moment_for_the_short_way(
+    models_server: Server, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fast_lane, "PATIENCE_SECONDS", 0.0 if waits else 60.0)
     body = json.dumps({"inputs": [[1.0, 2.0, 3.0]]}).encode()
-    head = (
-        f"POST {V1} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
-    ).encode()
     fast = models_server.config.app.state.fast  # type: ignore[union-attr]
-    before = fast.begun
-    with socket.create_connection((host, int(port)), timeout=30) as connection:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.sendall(head + body[:5])
-        until(lambda: models_server.server_state.tasks, what="the application has it")
-        connection.sendall(body[5:])
-        received = b""
-        while not received.endswith(b"}"):
-            received += connection.recv(65536)
-    assert b'"outputs":[[2.0,4.0,6.0]]' in received
-    assert fast.begun == before
+    with connected(models_server) as connection:
+        connection.sendall(request_to(V1, body)[:-10])
+        if waits:
+            until(lambda: models_server.server_state.tasks, what="the application has it")
+        connection.sendall(body[-10:-5])
+        before = fast.begun
+        assert receive_answer(connection, body[-5:]).endswith(
+            b'"outputs":[[2.0,4.0,6.0]],"version":1}'
+        )
+        assert fast.begun - before == (0 if waits else 1)
+        assert receive_answer(connection, request_to(V1, body)).endswith(b'"version":1}')
+
+
+def test_who_leaves_in_the_middle_of_a_request_leaves_nothing(
+    models_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fast_lane, "PATIENCE_SECONDS", 60.0)
+    open_before = len(models_server.server_state.connections)
+    with connected(models_server) as connection:
+        connection.sendall(request_to(V1, b'{"inputs": [[1.0, 2.0, 3.0]]}')[:-1])
+        until(
+            lambda: len(models_server.server_state.connections) > open_before,
+            what="the connection",
+        )
+    until(lambda: len(models_server.server_state.connections) <= open_before, what="its end")
+
+
+def connected(server: Server) -> socket.socket:
+    host, port = server.url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=30)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
 
 
 def request_to(path: str, body: bytes, *more: str) -> bytes:
