@@ -79,7 +79,7 @@ def unpack_answers(parcel: Message) -> Iterator[tuple[int, float, Outcomes | Exc
 def pack_values(values: Sequence[Any]) -> Message:
     """Values as they travel."""
     if isinstance(values, Vectors):
-        return {"vectors": values.data, "width": values.width}
+        return {"vectors": bytes(values.data), "width": values.width}
     return {"values": values}
 
 

@@ -173,7 +173,7 @@ def stored_rows(column: Column, expected: Tensor | None) -> Sequence[Any]:
 def _stored_arrays(column: Column, kind: str) -> Sequence[Any]:
     shape = list(column.shape[1:])
     if column.datatype == "FP32" and len(shape) == 1 and shape[0]:
-        return Vectors(column.data.tobytes(), shape[0])
+        return Vectors(memoryview(column.data).cast("B"), shape[0])
     parts = [row.tobytes() for row in column.data]
     if len(shape) == 1 and column.datatype in _VECTOR_HEADS:
         head = _VECTOR_HEADS[column.datatype]

@@ -1,12 +1,16 @@
 """Messages between a worker and the child process that runs user code: BSON over a socket.
 
-A frame is the length as 4 bytes, little-endian, then one BSON document. Values may be anything that
-BSON knows, raw documents included; there is no limit of 16 MB, only BSON's own of 2 GiB.
+A frame is the length as 4 bytes, little-endian, then one BSON document, then its block if there
+is one. Values may be anything that BSON knows, raw documents included; there is no limit of 16 MB,
+only BSON's own of 2 GiB. A block is the message's field of that name: bytes, or several buffers in
+a row, which would be copied on their way into BSON and out of it; a small one is a value in the
+document, which is cheaper. It arrives as one buffer.
 A child answers each request with `{"ok": {...}}` or `{"error": {code, type, message, traceback}}`;
 before that it may send any number of `{"event": {...}}`.
 """
 
 import contextlib
+import mmap
 import select
 import socket
 import struct
@@ -25,10 +29,15 @@ MAX_BYTES = 2**31 - 1
 CHUNK_BYTES = 1 << 20
 HEAD_BYTES = 4
 JOINED_BYTES = 1 << 16
+"""A frame up to here is sent and received in one piece; larger ones are not put together first."""
+MOST_PARTS = 512
+"""Of a frame that is sent in parts; the system takes 1024."""
+BLOCK = "block"
 MESSAGE_CHARACTERS = 4_000
 TRACEBACK_CHARACTERS = 16_000
 
 Message = dict[str, Any]
+Buffer = bytes | bytearray | memoryview
 Wait = Callable[[int], None]
 Handler = Callable[[Message], Mapping[str, Any]]
 
@@ -56,8 +65,30 @@ class ChildError(UserCodeError):
         self.traceback = traceback
 
 
+def frame(message: Mapping[str, Any]) -> list[memoryview]:
+    """What is to be sent for a message, in parts.
+
+    Raises InvalidInput or TooLarge as `encode` does.
+    """
+    blocks: list[Buffer] = []
+    if (block := message.get(BLOCK)) is not None:
+        blocks = list(block) if isinstance(block, list | tuple) else [block]
+    size = sum(map(len, blocks))
+    if size > JOINED_BYTES:
+        message = {name: value for name, value in message.items() if name != BLOCK}
+    elif blocks:
+        message, blocks, size = {**message, BLOCK: b"".join(blocks)}, [], 0
+    body = encode(message)
+    if len(body) + size > MAX_BYTES:
+        raise TooLarge("a message between processes must be smaller than 2 GiB")
+    parts = [struct.pack("<I", len(body) + size), body, *blocks]
+    if len(body) + size <= JOINED_BYTES or len(parts) > MOST_PARTS:
+        parts = [b"".join(parts)]
+    return [memoryview(part) for part in parts]
+
+
 def encode(message: Mapping[str, Any]) -> bytes:
-    """The frame's body.
+    """A message as BSON.
 
     Raises InvalidInput if a value has no place in BSON, TooLarge from 2 GiB on.
     """
@@ -83,6 +114,23 @@ def decode(body: bytes | memoryview) -> Message:
         raise BrokenFrame(f"a frame that is not BSON: {error}") from error
 
 
+class _Coming:
+    """A message whose block is on its way, and where the rest of that goes."""
+
+    __slots__ = ("block", "message", "room")
+
+    def __init__(self, message: Message, block: memoryview) -> None:
+        self.message = message
+        self.block = self.room = block
+
+
+def _room(size: int) -> bytearray | mmap.mmap:
+    """Memory for a block; where that is much, the system gives it page by page as it is filled."""
+    if size <= CHUNK_BYTES:
+        return bytearray(size)
+    return mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
 class Channel:
     """One end of the socket.
 
@@ -98,7 +146,8 @@ class Channel:
         self._wait = wait
         self._sending = threading.Lock()
         self._received = bytearray()
-        self._unsent = memoryview(b"")
+        self._coming: _Coming | None = None
+        self._unsent: list[memoryview] = []
         self._left: Message | None = None
 
     def send(self, message: Mapping[str, Any]) -> None:
@@ -106,17 +155,12 @@ class Channel:
 
         Raises InvalidInput or TooLarge before anything is sent, ChannelClosed if nobody listens.
         """
-        self.send_encoded(encode(message))
+        self.send_framed(frame(message))
 
-    def send_encoded(self, body: bytes) -> None:
-        """Send what `encode` made."""
-        head = struct.pack("<I", len(body))
+    def send_framed(self, parts: list[memoryview]) -> None:
+        """Send what `frame` made."""
         with self._sending:
-            if len(body) <= JOINED_BYTES:
-                self._write(memoryview(head + body))
-            else:
-                self._write(memoryview(head))
-                self._write(memoryview(body))
+            self._write(parts)
 
     def receive(self) -> Message | None:
         """The next message; None once the other end is closed.
@@ -136,19 +180,13 @@ class Channel:
 
     # Without waiting, for a socket that does not block ---------------------------------------
 
-    def begin(self, body: bytes) -> None:
-        """Send as much as there is room for of what `encode` made.
+    def begin(self, parts: list[memoryview]) -> None:
+        """Send as much as there is room for of what `frame` made.
 
         `push` sends more of it, `finish` the rest. Raises ChannelClosed if nobody listens.
         """
-        head = struct.pack("<I", len(body))
         with self._sending:
-            if len(body) <= JOINED_BYTES:
-                self._unsent = self._send_some(memoryview(head + body))
-            elif left := self._send_some(memoryview(head)):
-                self._unsent = memoryview(bytes(left) + body)
-            else:
-                self._unsent = self._send_some(memoryview(body))
+            self._unsent = self._send_some(parts)
 
     def push(self) -> bool:
         """Send as much as there is room for of what is left; whether that was all.
@@ -163,7 +201,7 @@ class Channel:
     def finish(self) -> None:
         """Send what `begin` and `push` left."""
         with self._sending:
-            left, self._unsent = self._unsent, memoryview(b"")
+            left, self._unsent = self._unsent, []
             self._write(left)
 
     def receive_now(self) -> Message | None:
@@ -184,51 +222,85 @@ class Channel:
         """Close this end."""
         self._socket.close()
 
-    def _write(self, view: memoryview) -> None:
-        while view:
+    def _write(self, parts: list[memoryview]) -> None:
+        while parts:
             if self._wait is not None:
                 self._wait(select.POLLOUT)
-            view = self._send_some(view)
+            parts = self._send_some(parts)
 
-    def _send_some(self, view: memoryview) -> memoryview:
+    def _send_some(self, parts: list[memoryview]) -> list[memoryview]:
         """Send what there is room for; the rest."""
         try:
-            return view[self._socket.send(view) :]
+            sent = self._socket.sendmsg(parts) if len(parts) > 1 else self._socket.send(parts[0])
         except BlockingIOError:
-            return view
+            return parts
         except (BrokenPipeError, ConnectionResetError) as error:
             raise ChannelClosed("the other end is closed") from error
+        for number, part in enumerate(parts):
+            if sent < len(part):
+                return [part[sent:], *parts[number + 1 :]]
+            sent -= len(part)
+        return []
 
     def _fill(self) -> bool:
         """Take in what has arrived; False if the other end is closed.
 
-        What is kept grows with what arrives: a length alone makes nobody allocate 2 GiB.
+        What is kept grows with what arrives: a length alone makes nobody fill 2 GiB.
         """
+        coming = self._coming
         try:
-            chunk = self._socket.recv(CHUNK_BYTES if self._received else JOINED_BYTES)
+            if coming is not None:
+                count = self._socket.recv_into(coming.room)
+                coming.room = coming.room[count:]
+            else:
+                chunk = self._socket.recv(CHUNK_BYTES if self._received else JOINED_BYTES)
+                self._received += chunk
+                count = len(chunk)
         except ConnectionResetError:  # the other end closed without reading all we sent
-            chunk = b""
-        if not chunk and self._received:
-            size = len(self._received)
-            raise BrokenFrame(f"the connection ended after {size} bytes of a frame")
-        self._received += chunk
-        return bool(chunk)
+            count = 0
+        if not count and (coming is not None or self._received):
+            raise BrokenFrame("the connection ended in the middle of a frame")
+        return count > 0
 
     def _take(self) -> Message | None:
         """The first message of what was received, if it is whole."""
+        if self._coming is None:
+            message = self._take_document()
+            if self._coming is None:
+                return message
+        if self._coming.room:
+            return None
+        coming, self._coming = self._coming, None
+        return {**coming.message, BLOCK: coming.block}
+
+    def _take_document(self) -> Message | None:
+        """The first message without a block; one that has a block is `_coming` then."""
         received = self._received
         if len(received) < HEAD_BYTES:
             return None
         size = int.from_bytes(received[:HEAD_BYTES], "little")
         if not 5 <= size <= self._max_bytes:
             raise BrokenFrame(f"a frame of {size} bytes: from 5 to {self._max_bytes} are allowed")
-        end = HEAD_BYTES + size
+        if len(received) < 2 * HEAD_BYTES:
+            return None
+        own = int.from_bytes(received[HEAD_BYTES : 2 * HEAD_BYTES], "little")  # a document's own
+        if not 5 <= own <= size:
+            raise BrokenFrame(f"a document of {own} bytes in a frame of {size}")
+        end = HEAD_BYTES + own
         if len(received) < end:
             return None
         with memoryview(received) as view, view[HEAD_BYTES:end] as body:
             message = decode(body)
         del received[:end]
-        return message
+        if size == own:
+            return message
+        self._coming = coming = _Coming(message, memoryview(_room(size - own)))
+        here = min(len(received), size - own)
+        with memoryview(received) as view:
+            coming.block[:here] = view[:here]
+        coming.room = coming.block[here:]
+        del received[:here]
+        return None
 
 
 def is_answer(message: Message) -> bool:
@@ -261,7 +333,10 @@ def _answer(handlers: Mapping[str, Handler], message: Message) -> Message:
             "error": describe(InvalidInput(f"there is no operation {op!r}; there are: {known}"))
         }
     try:
-        return {"ok": handler(message)}
+        found = handler(message)
+        if BLOCK not in found:
+            return {"ok": found}
+        return {"ok": {k: v for k, v in found.items() if k != BLOCK}, BLOCK: found[BLOCK]}
     except BaseException as error:
         return {"error": describe(error, skip_frames=1)}
 

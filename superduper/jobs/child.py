@@ -24,13 +24,14 @@ from superduper.errors import (
     error_of,
 )
 from superduper.jobs.channel import (
+    BLOCK,
     MAX_BYTES,
     BrokenFrame,
     Channel,
     ChannelClosed,
     ChildError,
     Message,
-    encode,
+    frame,
 )
 from superduper.jobs.descendants import count_descendants
 from superduper.jobs.fork_server import UNKNOWN_EXIT
@@ -153,14 +154,14 @@ class Child:
         Raises ChildError (a UserCodeError) for an exception in the child, ChildDied when it ends,
         TimedOut and Cancelled after ending it.
         """
-        body = encode(message)  # what cannot be encoded does no harm to the child
+        parts = frame(message)  # what cannot be encoded does no harm to the child
         with self._lock:
             group, channel = self._group, self._channel
             if group is None or channel is None:
                 raise NotReady(f"child {self.name!r} is not running: start it")
 
             def exchange() -> Message:
-                channel.send_encoded(body)
+                channel.send_framed(parts)
                 return self._receive(channel, on_event)
 
             return self._waiting(group, exchange, timeout, cancel)
@@ -189,7 +190,8 @@ class Child:
         group.forget_output()
         if "error" in answer:
             raise self._error_of(answer["error"], output)
-        return cast(Message, answer["ok"])
+        told = cast(Message, answer["ok"])
+        return {**told, BLOCK: answer[BLOCK]} if BLOCK in answer else told
 
     # Requests that hold up nobody: from `begin` to the answer there must be no other ------------
 
@@ -199,7 +201,7 @@ class Child:
         if channel is None:
             return False
         try:
-            channel.begin(encode(message))
+            channel.begin(frame(message))
         except (ChannelClosed, OSError):  # it has ended, or been ended
             return False
         return True

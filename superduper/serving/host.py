@@ -215,9 +215,8 @@ class ModelHost:
         for stage, seconds in answer["seconds"].items():
             self._figures.stages[stage].add(seconds)
         self._figures.left_to_plain += answer.get("left_to_plain", 0)
-        vectors = answer.get("vectors")
-        if vectors is not None:
-            return VectorOutcomes(Vectors(vectors, answer["width"]))
+        if "width" in answer:
+            return VectorOutcomes(Vectors(answer["block"], answer["width"]))
         outcomes: list[dict[str, Any]] = answer["outcomes"]
         return outcomes
 
@@ -313,7 +312,7 @@ class _Setbacks:
 
 def _message(values: Sequence[Any]) -> dict[str, Any]:
     if isinstance(values, Vectors):
-        return {"op": "predict", "vectors": values.data, "width": values.width}
+        return {"op": "predict", "block": values.parts, "width": values.width}
     return {"op": "predict", "values": values}
 
 
@@ -321,6 +320,9 @@ def frames(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
     """The values in parts of at most 256 values or 16 MiB; at least one part, if an empty one."""
     if isinstance(values, Vectors):
         most = max(1, min(FRAME_VALUES, FRAME_BYTES // values.row_bytes))
+        if len(values) <= most:
+            yield values  # whose buffers are not put together for a slice
+            return
         for start in range(0, len(values), most):
             yield values[start : start + most]
         return

@@ -97,8 +97,8 @@ class Hosted:
         """An outcome for each value, in order; with `plain`, by the model's plain form."""
         predictor = self._loaded()
         predictor.seconds = {}
-        if "vectors" in message:
-            values: Sequence[Any] = Vectors(message["vectors"], message["width"])
+        if "width" in message:
+            values: Sequence[Any] = Vectors(message["block"], message["width"])
         else:
             values = message["values"]
         faster = predictor.faster
@@ -110,7 +110,7 @@ class Hosted:
             predictor.faster = faster
         if isinstance(outcomes, VectorOutcomes) and isinstance(values, Vectors):
             block = outcomes.block
-            told: Message = {"vectors": block.data, "width": block.width}
+            told: Message = {"block": block.data, "width": block.width}
         else:
             told = {"outcomes": list(outcomes)}
         if faster is not None and faster.left:

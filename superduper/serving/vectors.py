@@ -9,6 +9,7 @@ from typing import Any, overload
 
 from bson.binary import VECTOR_SUBTYPE, Binary
 
+Buffer = bytes | bytearray | memoryview
 HEAD = b"\x27\x00"  # of a stored vector of float32
 BYTES_PER_FLOAT = 4
 
@@ -16,16 +17,24 @@ BYTES_PER_FLOAT = 4
 class Vectors(Sequence[Binary]):
     """Vectors of one length, one after the other, little-endian; an item is as a document has it.
 
-    `data` is their bytes, `width` (at least 1) how many floats each has. `texts` is for who writes
-    all of them at once, because they were one batch, and then answers one request after the other.
+    `parts` are their bytes, in as many buffers as they came in, `width` (at least 1) how many
+    floats each has. `texts` is for who writes all of them at once, because they were one batch,
+    and then answers one request after the other.
     """
 
-    __slots__ = ("data", "texts", "width")
+    __slots__ = ("parts", "texts", "width")
 
-    def __init__(self, data: bytes, width: int) -> None:
-        self.data = data
+    def __init__(self, data: Buffer, width: int, *more: Buffer) -> None:
+        self.parts: tuple[Buffer, ...] = (data, *more)
         self.width = width
         self.texts: list[bytes] | None = None
+
+    @property
+    def data(self) -> Buffer:
+        """All the bytes in one buffer, which they are put into now if they are in several."""
+        if len(self.parts) > 1:
+            self.parts = (b"".join(self.parts),)
+        return self.parts[0]
 
     @property
     def row_bytes(self) -> int:
@@ -33,7 +42,7 @@ class Vectors(Sequence[Binary]):
         return BYTES_PER_FLOAT * self.width
 
     def __len__(self) -> int:
-        return len(self.data) // (BYTES_PER_FLOAT * self.width)
+        return sum(map(len, self.parts)) // self.row_bytes
 
     @overload
     def __getitem__(self, index: int) -> Binary: ...
@@ -45,14 +54,15 @@ class Vectors(Sequence[Binary]):
             start, stop, step = index.indices(len(self))
             if step != 1:
                 raise ValueError("vectors in a block are taken in a row, one after the other")
-            return Vectors(self.data[start * size : stop * size], self.width)
+            return Vectors(memoryview(self.data)[start * size : stop * size], self.width)
         [index] = [range(len(self))[index]]
         return Binary(HEAD + self.data[index * size : (index + 1) * size], VECTOR_SUBTYPE)
 
     def __iter__(self) -> Iterator[Binary]:
         size = self.row_bytes
-        for start in range(0, len(self.data), size):
-            yield Binary(HEAD + self.data[start : start + size], VECTOR_SUBTYPE)
+        data = self.data
+        for start in range(0, len(data), size):
+            yield Binary(HEAD + data[start : start + size], VECTOR_SUBTYPE)
 
 
 def join(parts: Sequence[Sequence[Any]]) -> Sequence[Any]:
@@ -63,7 +73,8 @@ def join(parts: Sequence[Sequence[Any]]) -> Sequence[Any]:
     if type(first) is Vectors:
         width = first.width
         if all(type(part) is Vectors and part.width == width for part in parts):
-            return Vectors(b"".join([part.data for part in parts]), width)  # type: ignore[attr-defined]
+            first, *more = [buffer for part in parts for buffer in part.parts]  # type: ignore[attr-defined]
+            return Vectors(first, width, *more)
     return [value for part in parts for value in part]
 
 
