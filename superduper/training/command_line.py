@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from superduper.errors import InvalidInput, SuperduperError
+from superduper.errors import InvalidInput, NotFound, SuperduperError
 from superduper.training.configs import Config, merged, run_config
 from superduper.training.randomness import seed_everything
 from superduper.training.run_folder import RunFolder
@@ -91,7 +91,10 @@ def _visualize(parsed: argparse.Namespace) -> None:
 
 
 def _highscores(parsed: argparse.Namespace) -> None:
-    for row in highscores(parsed.folder, parsed.metric):
+    rows = highscores(parsed.folder, parsed.metric)
+    if not rows:
+        raise NotFound(f"no finished run in {parsed.folder} has measured {parsed.metric!r}")
+    for row in rows:
         data = f"{row['fold']} {row['data_hash'][:12]}"
         print(f"{row['rank']:>4}  {row['value']:>12.6g}  {data:<22}  {row['run']}")
 

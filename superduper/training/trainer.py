@@ -181,7 +181,10 @@ class Trainer:
                 engine = engine_of(plan, self._run_policies(checkpoints, interrupts), group)
                 if state is not None:
                     self._go_on(engine, state)
+                before = engine.cursor.step
                 engine.run()
+                if engine.cursor.step == before:
+                    print(f"{self.folder.path}: nothing is left to train, {engine.reason}")
                 test = None if self.test_loader is None else self.test()
                 record.finish(self.model, engine.reason, self._records.history, test)
                 for logger in loggers:

@@ -97,6 +97,7 @@ def test_the_config_is_shown(script: str, capsys: pytest.CaptureFixture[str]) ->
         (["config", "json", "--set", "a"], "KEY=VALUE, not 'a'"),
         (["config", "json", "--config", "no.json"], "cannot read the config no.json"),
         (["visualize", "json", "nowhere"], "nowhere holds no run"),
+        (["highscores", "nowhere", "f1"], "no finished run in nowhere has measured 'f1'"),
     ],
 )
 def test_what_cannot_be_done_is_said(

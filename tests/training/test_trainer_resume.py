@@ -116,10 +116,15 @@ def test_a_run_with_loader_workers_goes_on_to_the_same_end(tmp_path: Path) -> No
     assert hashes[0] == hashes[1]
 
 
-def test_a_finished_run_called_again_trains_nothing(tmp_path: Path) -> None:
+def test_a_finished_run_called_again_trains_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = model_suite.Trainer(**parts(), config=config(tmp_path)).train()
     made = parts()
+    capsys.readouterr()
     again = model_suite.Trainer(**made, config=config(tmp_path), policies=[]).train()
+    said = f"{tmp_path}/run: nothing is left to train, all epochs are done\n"
+    assert capsys.readouterr().out == said
     assert rows(again) == rows(first) and again["finished_at"] == first["finished_at"]
     assert model_hash(made["model"]) == first["final_hash"] == again["final_hash"]
 
