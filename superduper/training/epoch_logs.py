@@ -67,9 +67,10 @@ class TensorBoardLogger(Policy):
 
     def close(self) -> None:
         """Close the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with written(self.folder):
+                file.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: a training that goes on begins a file of its own."""

@@ -17,6 +17,7 @@ import torch
 from first_door import N_EPOCHS, N_ITERS, data, network, stream, train
 
 from superduper.errors import InvalidInput, NotReady
+from superduper.training.epoch_logs import TensorBoardLogger
 from superduper.training.policies import EarlyStopping, Policy
 from superduper.training.streams import Infinite
 from superduper.training.torch_model import TorchModel
@@ -182,6 +183,20 @@ def test_a_full_disk_leaves_the_checkpoint_before(
         assert [path.name for path in disk.path.glob("*-*")] == [f"checkpoint-{N_ITERS}"]
         disk.free()
         assert train(disk.path) == straight
+
+
+def test_a_log_on_a_full_disk_is_told_of(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 1) as disk:
+        logs = disk.path / "logs"
+        log = TensorBoardLogger(logs)
+        log.epoch_finished(0, [1.0])
+        disk.fill()
+        with pytest.raises(NotReady, match=f"{logs} could not be written: .*No space left"):
+            for epoch in range(1, 1000):  # what is left of the file's last block is filled first
+                log.epoch_finished(epoch, [1.0])
+        with pytest.raises(NotReady, match=f"{logs} could not be written"):
+            log.close()
+        log.close()
 
 
 def test_a_source_that_cannot_go_back_is_told_of(
