@@ -96,13 +96,21 @@ class Repository:
         component = self.find(model, version)
         signature = Signature.of(component.details)
         found = self._registry.versions(component.collection, "model", component.name)
+        form = self._form(component.id)
         return {
             "name": model,
             "versions": [str(each) for each in reversed(found)],
             "platform": PLATFORM,
             "inputs": [_described(tensor) for tensor in signature.inputs],
             "outputs": [_described(tensor) for tensor in signature.outputs],
+            **({} if form is None else {"parameters": {"form": form}}),
         }
+
+    def _form(self, component_id: str) -> str | None:
+        """The form that serves here, if one was wished for and the model is loaded."""
+        forms = {state.id: state.form for state in self._hosts.states()}
+        form = forms.get(component_id)
+        return None if form is None else str(form["serves"])
 
     def statistics(self, model: str | None, version: str | None) -> dict[str, Any]:
         """What was counted of one model, or of all, while they are loaded on this server."""

@@ -122,6 +122,21 @@ def test_every_door_gives_the_same_bytes(
     assert min(begun.values()) >= 20, "most of the corpus is for the short ways"
 
 
+def test_as_many_processes_as_there_are_give_the_same_bytes(
+    models_server: Server, models_url: str
+) -> None:
+    with (
+        httpx2.Client(base_url=models_server.url, timeout=60) as one,
+        httpx2.Client(base_url=models_url, timeout=60) as first,
+        httpx2.Client(base_url=models_url, timeout=60) as second,
+    ):
+        for url, body, headers in CORPUS:
+            wanted = ask(one, url, iter([body]), headers)
+            for http in (first, second):
+                assert ask(http, url, body, headers) == wanted, (url, body)
+                assert ask(http, url, iter([body]), headers) == wanted, (url, body)
+
+
 def test_what_was_answered_leaves_nothing_to_be_collected(models_server: Server) -> None:
     def left() -> int:
         return sum(type(each) in (Ticket, Work, Request) for each in gc.get_objects())

@@ -81,7 +81,9 @@ def test_every_door_gives_the_same_bytes_in_a_faster_form(
 
 def test_the_figures_tell_which_form_serves(http: httpx2.Client, docs: Collection) -> None:
     assert "superduper_model_form{" not in http.get("/metrics").text
+    assert "parameters" not in http.get("/v2/models/docs.m").json()
     docs.model("m").set_form("bf16")
+    assert http.get("/v2/models/docs.m").json()["parameters"] == {"form": "bf16"}
     id = "docs/model/m@1"
     text = http.get("/metrics").text
     assert f'superduper_model_form{{asked="bf16",model="{id}",serves="bf16"}} 1.0' in text
