@@ -292,7 +292,9 @@ class Crew:
                     continue
                 try:
                     self._retry(record)
-                except (SuperduperError, PyMongoError) as error:
+                except PyMongoError as error:
+                    logger.warning("retries of %s are interrupted: %s", record.id, error)
+                except SuperduperError as error:
                     logger.warning("retries of %s are put off: %s", record.id, error)
                     self._stop.wait(PUT_OFF_SECONDS)
 

@@ -107,6 +107,18 @@ class WatchService:
             watch.start()
 
 
+class Backoff:
+    """How long to wait after trouble: longer each time, and little again after a while without."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def seconds_after(self, lasted: float) -> float:
+        """Seconds to wait when trouble came after so many seconds without."""
+        self._count = 1 if lasted > MOST_BACKOFF_SECONDS else self._count + 1
+        return float(min(MOST_BACKOFF_SECONDS, 0.5 * 2**self._count))
+
+
 class CollectionWatch(threading.Thread):
     """Leads one collection whenever its lease can be had."""
 
@@ -140,11 +152,10 @@ class CollectionWatch(threading.Thread):
             self.helper.end()
 
     def _keep_leading(self) -> None:
-        trouble = 0
+        backoff, began = Backoff(), time.monotonic()
         while not self.stop.is_set():
             try:
-                if self._lead_if_free():
-                    trouble = 0
+                self._lead_if_free()
                 self._keep_account()
                 self.stop.wait(POLL_SECONDS)
                 continue
@@ -154,10 +165,10 @@ class CollectionWatch(threading.Thread):
                 logger.warning("%s is interrupted: %s", self.name, error)
             except Exception:  # a boundary: one collection's trouble must not end the others
                 logger.exception("%s failed and begins anew", self.name)
-            trouble += 1
-            self.stop.wait(min(MOST_BACKOFF_SECONDS, 0.5 * 2**trouble))
+            self.stop.wait(backoff.seconds_after(time.monotonic() - began))
+            began = time.monotonic()
 
-    def _lead_if_free(self) -> bool:
+    def _lead_if_free(self) -> None:
         seconds = settings.get_number("LEASE_SECONDS")
         watchdog = settings.get_number("PREDICT_TIMEOUT") + WATCHDOG_MARGIN_SECONDS
         lease = Lease(
@@ -168,13 +179,12 @@ class CollectionWatch(threading.Thread):
             watchdog_seconds=watchdog,
         )
         if not lease.acquire():
-            return False
+            return
         try:
             with self.helper.resting():
                 Leading(self, lease).run()
         finally:
             lease.release()
-        return True
 
     def _keep_account(self) -> None:
         """Add what was done to help to the collection's figures."""

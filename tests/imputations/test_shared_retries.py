@@ -9,6 +9,7 @@ from pymongo.database import Database
 from watching import Watching
 
 from superduper.imputations.process import Filler
+from superduper.imputations.watch import Backoff
 from tests.waiting import until
 
 POISON = 8
@@ -56,3 +57,9 @@ def test_a_worker_that_helps_makes_retries_too(
         assert len(makers) == 2
         assert {each["attempts"] for each in watching.failures().values()} == {3}
         until(lambda: watching.watcher()["counters"].get("failed") == 3 * POISON)
+
+
+def test_after_a_while_without_trouble_the_next_pause_is_short_again() -> None:
+    backoff = Backoff()
+    assert [backoff.seconds_after(1.0) for _ in range(7)] == [1, 2, 4, 8, 16, 30, 30]
+    assert [backoff.seconds_after(lasted) for lasted in (31.0, 0.0)] == [1, 2]
