@@ -16,6 +16,7 @@ from superduper.store.mongo import connect_mongo
 # has a long one left when the others are done.
 LONG = (
     "behaviour/test_imputations.py",
+    "training/test_processes.py",
     "imputations/test_fit_resume.py",
     "imputations/test_poison.py",
     "imputations/test_watch.py",
@@ -26,6 +27,7 @@ LONG = (
     "training/test_kills.py",
     "walks/test_bad_input.py",
     "server/test_hostile_models.py",
+    "server/test_workers_ends.py",
     "store/test_mongo.py",
 )
 

@@ -1,5 +1,6 @@
 """Models that do harm when they are asked: the server goes on, and so do its other models."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,26 +97,47 @@ HARM: dict[Any, tuple[set[int], str]] = {
 NEED_LANDLOCK = (write_outside, end_the_server, read_its_environment)
 
 
-@pytest.fixture(scope="module")
-def server(store_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    folder = tmp_path_factory.mktemp("hostile")
+# What would go on for as long as it is let; the others have the time that they need.
+ENDLESS = (start_processes, go_on_for_ever, answer_without_end)
+SECONDS = {True: 4, False: 40}
+
+
+@contextlib.contextmanager
+def serving(store_uri: str, folder: Path, seconds: int) -> Iterator[Running]:
+    """A server whose models have so many seconds for an answer."""
     arguments = ("serve", "--uri", store_uri, "--database", "hostile_models", "--port", "0")
     settings = {
         "SUPERDUPER_HOME": str(folder / "home"),
         "SUPERDUPER_CHILD_MEMORY_MB": "1024",
-        "SUPERDUPER_PREDICT_TIMEOUT": "4",
+        "SUPERDUPER_PREDICT_TIMEOUT": str(seconds),
     }
-    with running(folder / "log", *arguments, "--json", "--insecure", **settings) as found:
-        with superduper_client.connect(found.ready["url"]) as client:
+    log = folder / f"log-{seconds}"
+    with running(log, *arguments, "--json", "--insecure", **settings) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def servers(
+    store_uri: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[bool, Running]]:
+    """Two servers of the same models: one for those that are endless."""
+    folder = tmp_path_factory.mktemp("hostile")
+    with contextlib.ExitStack() as stack:
+        found = {
+            endless: stack.enter_context(serving(store_uri, folder, seconds))
+            for endless, seconds in SECONDS.items()
+        }
+        with superduper_client.connect(found[False].ready["url"]) as client:
             for model in (double, *HARM):
                 client["hostile_models"]["docs"].create_model(model.__name__, model)
         yield found
 
 
 @pytest.mark.parametrize("model", HARM, ids=lambda model: model.__name__)
-def test_it_is_contained(server: Running, tmp_path: Path, model: Any) -> None:
+def test_it_is_contained(servers: dict[bool, Running], tmp_path: Path, model: Any) -> None:
     if model in NEED_LANDLOCK and landlock.version() < landlock.SCOPES_SINCE:
         pytest.skip("needs Landlock 6 (Linux 6.12)")
+    server = servers[model in ENDLESS]
     precious = tmp_path / "precious"
     precious.write_text("here")
     given: dict[Any, Any] = {write_outside: str(precious)}
