@@ -7,6 +7,7 @@ is killed over and over, while a reader looks on, and put back. Prints one line 
 
 import argparse
 import json
+import math
 import random
 import resource
 import subprocess
@@ -130,14 +131,15 @@ def main() -> int:
     if options.act:
         act_here(*options.act)
         return 0
-    told: dict[str, Any] = {"histories": options.histories, "fills": options.fills}
+    rounds = math.ceil(options.histories / DOCUMENTS)
+    told: dict[str, Any] = {"histories": rounds * DOCUMENTS, "fills": options.fills}
     with (
         tempfile.TemporaryDirectory() as folder,
         closing(attach(Path(folder))) as store,
         connect_mongo(store.address) as client,
     ):
         began = time.monotonic()
-        for seed in range(options.histories // DOCUMENTS):
+        for seed in range(rounds):
             play_histories(client[f"histories_{seed}"], seed)
             client.drop_database(f"histories_{seed}")
         told["histories_seconds"] = round(time.monotonic() - began, 1)
