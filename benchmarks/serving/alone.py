@@ -68,6 +68,17 @@ def forward_seconds(served: Served) -> tuple[float, float]:
     return seconds, count
 
 
+def by_turns(request: bytes, asked: dict[str, socket.socket]) -> dict[str, list[float]]:
+    """The median of each round, in milliseconds."""
+    rounds: dict[str, list[float]] = {name: [] for name in asked}
+    for _ in range(ROUNDS):
+        for name, connection in asked.items():
+            heard = [exchange(connection, request) for _ in range(REQUESTS)]
+            assert all(said.startswith(b"HTTP/1.1 200") for _, said in heard)
+            rounds[name].append(statistics.median(took for took, _ in heard) * 1000)
+    return rounds
+
+
 def measure() -> dict[str, Any]:
     """Medians of the rounds' medians, in milliseconds."""
     with ours("A") as served:
@@ -78,19 +89,12 @@ def measure() -> dict[str, Any]:
         pipe = subprocess.PIPE
         with subprocess.Popen([sys.executable, "-c", ECHO], stdin=pipe, stdout=pipe) as echo:
             assert echo.stdin is not None and echo.stdout is not None
-            bare = connect(f"http://127.0.0.1:{int(echo.stdout.readline())}/")
-            echo.stdin.write(answer)
-            echo.stdin.close()
-            before = forward_seconds(served)
-            rounds: dict[str, list[float]] = {"server": [], "bare": []}
-            for _ in range(ROUNDS):
-                for name, connection in (("server", mine), ("bare", bare)):
-                    heard = [exchange(connection, request) for _ in range(REQUESTS)]
-                    assert {len(said) for _, said in heard} == {len(answer)}
-                    rounds[name].append(statistics.median(took for took, _ in heard) * 1000)
-            after = forward_seconds(served)
-            bare.close()
-        mine.close()
+            with mine, connect(f"http://127.0.0.1:{int(echo.stdout.readline())}/") as bare:
+                echo.stdin.write(answer)
+                echo.stdin.close()
+                before = forward_seconds(served)
+                rounds = by_turns(request, {"server": mine, "bare": bare})
+                after = forward_seconds(served)
     server, floor = (statistics.median(rounds[name]) for name in ("server", "bare"))
     forward = (after[0] - before[0]) / (after[1] - before[1]) * 1000
     return {

@@ -212,6 +212,21 @@ def test_who_leaves_in_the_middle_of_a_request_leaves_nothing(
     until(lambda: len(models_server.server_state.connections) <= open_before, what="its end")
 
 
+@pytest.mark.parametrize(
+    ("version", "header"),
+    [("1.0", "X: y"), ("1.1", "Connection: close"), ("1.1", "Expect: 100-continue")],
+)
+def test_what_is_unusual_is_left_to_uvicorn_and_answered(
+    models_server: Server, version: str, header: str
+) -> None:
+    data = request_to(V1, b'{"inputs": [[1.0, 2.0, 3.0]]}', header)
+    data = data.replace(b"HTTP/1.1", b"HTTP/" + version.encode())
+    with connected(models_server) as connection:
+        assert receive_answer(connection, data).endswith(b'{"outputs":[[2.0,4.0,6.0]],"version":1}')
+        if "Expect" not in header:
+            assert connection.recv(1) == b""  # and the connection is closed, as was asked
+
+
 def connected(server: Server) -> socket.socket:
     host, port = server.url.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)), timeout=30)

@@ -72,6 +72,16 @@ def test_a_prediction_that_was_begun_is_answered(server: Running) -> None:
     assert {(line["message"], line["level"]) for line in ended} == {("ended by SIGTERM", "info")}
 
 
+@pytest.mark.parametrize("server", [(1, 60), (2, 60)], indirect=True)
+def test_what_nobody_waits_for_any_more_is_not_waited_for(server: Running) -> None:
+    path = "/v1/collections/docs/models/wait/predict"
+    with server.http(timeout=1) as http, pytest.raises(httpx2.ReadTimeout):
+        http.post(path, json={"inputs": [50.0]})
+    began = time.monotonic()
+    assert server.end() == 0
+    assert time.monotonic() - began < 30
+
+
 @pytest.mark.parametrize("server", [(1, 1), (2, 1)], indirect=True)
 def test_what_takes_longer_than_there_is_time_is_given_up(server: Running) -> None:
     thread, heard = ask(server, 25.0)
