@@ -11,6 +11,7 @@ from superduper.collection import Database
 from superduper.command import Command
 from superduper.commands import FindDocuments, StreamPrediction
 from superduper.errors import InvalidInput
+from superduper.names import check_database
 
 EMBEDDED = "embedded:"
 
@@ -57,7 +58,7 @@ class Client:
         atexit.register(self.close)
 
     def __getitem__(self, database: str) -> Database:
-        if database not in self._transports:
+        if check_database(database) not in self._transports:
             self._transports[database] = LocalTransport(self._mongo[database])
         return Database(self._transports[database], database, self._mongo[database])
 

@@ -1,9 +1,12 @@
-"""Which names are allowed: one rule each for components, collections and field paths."""
+"""Which names are allowed: one rule each for components, databases, collections and field paths."""
 
 import re
 from collections.abc import Sequence
 
+from superduper.errors import InvalidInput
+
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
+DATABASE = re.compile(r"""[^\x00-\x20/\\."$*<>:|?]{1,63}""")
 COLLECTION = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,118}")
 PATH_SEGMENT = re.compile(r"[^.$\0][^.\0]{0,119}")
 MAX_PATH_SEGMENTS = 8
@@ -15,6 +18,16 @@ def check_name(name: str) -> str:
         raise ValueError(
             f"{name[:80]!r} is not a valid name: start with a letter, go on with letters, digits, "
             "'_' or '-', at most 63 characters"
+        )
+    return name
+
+
+def check_database(name: str) -> str:
+    """A database's name, as MongoDB has them on every system. Raises InvalidInput for another."""
+    if not DATABASE.fullmatch(name):
+        raise InvalidInput(
+            f"{name[:80]!r} is not a valid name for a database: at most 63 characters, and no "
+            'space and none of / \\ . " $ * < > : | ?'
         )
     return name
 

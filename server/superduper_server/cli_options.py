@@ -11,6 +11,7 @@ import click
 
 from superduper import settings
 from superduper.errors import InvalidInput, NotFound, NotReady, error_of
+from superduper.names import check_database
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_PATH = "./superduper-data"
@@ -40,9 +41,14 @@ def json_option(command: F) -> F:
 
 
 def database_of(uri: str, given: str | None) -> str:
-    """The database that is meant: the option, the setting, the URI's, else `main`."""
-    if given:
-        return given
+    """The database that is meant: the option, the setting, the URI's, else `main`.
+
+    Raises InvalidInput for what can be no database's name.
+    """
+    return check_database(given or _database_of(uri))
+
+
+def _database_of(uri: str) -> str:
     if os.environ.get("SUPERDUPER_DATABASE"):
         return settings.get("DATABASE")
     parts = urlsplit(uri)

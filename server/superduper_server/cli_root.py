@@ -22,7 +22,6 @@ EXTRAS = {
     **dict.fromkeys(("fastapi", "starlette", "uvicorn", "orjson", "prometheus_client"), "server"),
     **dict.fromkeys(("torch", "numpy", "safetensors", "cryptography", "psutil"), "torch"),
     "secantus": "embedded",
-    "sklearn": "dev",
 }
 
 

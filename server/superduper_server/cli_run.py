@@ -6,12 +6,14 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 import click
 
 from superduper import settings
-from superduper.errors import InvalidInput
+from superduper.errors import InvalidInput, MissingExtra
+from superduper.names import check_database
 from superduper_server.cli_options import (
     DEFAULT_PATH,
     database_of,
@@ -208,7 +210,7 @@ def work(uri: str, databases: tuple[str, ...]) -> None:
     log_to_stderr()
 
     with store_of(uri) as address:
-        worker.work(address, databases)
+        worker.work(address, [check_database(name) for name in databases])
 
 
 @click.command(short_help="The main job, on real data.")
@@ -220,6 +222,8 @@ def demo(path: str, keep: bool) -> None:
     \b
     superduper demo --keep
     """
+    if find_spec("sklearn") is None:
+        raise MissingExtra.of("demo", "superduper demo")
     # An ordinary script: its classes live in __main__, as in a script of your own.
     command = [sys.executable, "-m", "superduper_server.demo", "--path", path]
     os.execv(sys.executable, [*command, "--keep"] if keep else command)

@@ -90,12 +90,14 @@ def confine(limits: Limits, lifeline: int) -> dict[str, bool]:
     drop_capabilities()  # a privileged user could raise the limits again
     talks = limits.network or limits.loopback
     held = landlock.restrict((os.getcwd(), *limits.writable), network=talks)
+    calls = seccomp.refuse_calls(sockets=talks)
+    cut_off = cut_off or (calls and not talks)
     return {
         "network": cut_off,
         "tcp": cut_off or held.tcp,
         "files": held.files,
         "others": held.others,
-        "calls": seccomp.refuse_calls(),
+        "calls": calls,
         "processes": counted,
     }
 

@@ -3,10 +3,14 @@
 They are the ones by which processes are spied on, by which a process leaves its group (whatever a
 child starts is killed with it, at one blow), and by which most holes in the kernel were used. A
 list of what is allowed would be stricter, and would break with each new version of torch or CUDA.
+
+A process that is to talk to nobody gets no sockets either, TCP, UDP or other, but those that reach
+no further than this machine's processes (Unix) and its kernel (netlink, which libraries look at).
 """
 
 import ctypes
 import errno
+import socket
 import struct
 
 from superduper.jobs.kernel import MACHINE, PR_SET_SECCOMP, prctl
@@ -60,8 +64,9 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     "iopl": (172, None),
     "ioperm": (173, None),
 }
-# Which column, the number that the kernel has for the machine, and those of clone and clone3.
-MACHINES = {"x86_64": (0, 0xC000003E, 56, 435), "aarch64": (1, 0xC00000B7, 220, 435)}
+# Which column, the number that the kernel has for the machine, those of clone, clone3 and socket.
+MACHINES = {"x86_64": (0, 0xC000003E, 56, 435, 41), "aarch64": (1, 0xC00000B7, 220, 435, 198)}
+LOCAL_SOCKETS = (socket.AF_UNIX, getattr(socket, "AF_NETLINK", 16))
 
 MODE_FILTER = 2
 NEW_USER_NAMESPACE = 0x10000000
@@ -69,27 +74,32 @@ X32_CALLS = 0x40000000  # x86-64 has a second set of numbers from here on
 LOAD, EQUALS, AT_LEAST, HAS_BITS, ANSWER = 0x20, 0x15, 0x35, 0x45, 0x06
 NUMBER, ARCHITECTURE, FIRST_ARGUMENT = 0, 4, 16  # places in struct seccomp_data
 ALLOW = 0x7FFF0000
-REFUSE, UNKNOWN = (0x00050000 | number for number in (errno.EPERM, errno.ENOSYS))
+REFUSE, DENY, UNKNOWN = (
+    0x00050000 | number for number in (errno.EPERM, errno.EACCES, errno.ENOSYS)
+)
 
 
 class _Program(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p)]
 
 
-def refuse_calls() -> bool:
+def refuse_calls(*, sockets: bool) -> bool:
     """Have the kernel refuse the listed calls to this process and all it starts, for good.
 
-    Answers False on a machine whose numbers are not known here. Needs `no_new_privs`.
+    Without `sockets` it makes none but local ones. Answers False on a machine whose numbers are not
+    known here. Needs `no_new_privs`.
     """
     if MACHINE not in MACHINES:
         return False
-    code = _filter(*MACHINES[MACHINE])
+    code = _filter(*MACHINES[MACHINE], sockets=sockets)
     program = _Program(len(code) // 8, code)
     prctl(PR_SET_SECCOMP, MODE_FILTER, ctypes.byref(program))
     return True
 
 
-def _filter(column: int, architecture: int, clone: int, clone3: int) -> bytes:
+def _filter(
+    column: int, architecture: int, clone: int, clone3: int, make_socket: int, *, sockets: bool
+) -> bytes:
     """The filter's instructions. Each test is followed by what is answered if it holds."""
     code = [
         _step(LOAD, ARCHITECTURE),
@@ -104,6 +114,8 @@ def _filter(column: int, architecture: int, clone: int, clone3: int) -> bytes:
         number = numbers[column]
         if number is not None:
             code += _if(EQUALS, number, REFUSE)
+    if not sockets:
+        code += _only_local(make_socket)
     code += [
         _step(EQUALS, clone, otherwise=2),
         _step(LOAD, FIRST_ARGUMENT),
@@ -112,6 +124,12 @@ def _filter(column: int, architecture: int, clone: int, clone3: int) -> bytes:
         _step(ANSWER, REFUSE),
     ]
     return b"".join(code)
+
+
+def _only_local(make_socket: int) -> list[bytes]:
+    kinds = [step for kind in LOCAL_SOCKETS for step in _if(EQUALS, kind, ALLOW)]
+    asked = [_step(LOAD, FIRST_ARGUMENT), *kinds, _step(ANSWER, DENY)]
+    return [_step(EQUALS, make_socket, otherwise=len(asked)), *asked]
 
 
 def _if(test: int, value: int, answer: int) -> list[bytes]:

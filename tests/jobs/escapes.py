@@ -69,6 +69,11 @@ def connect(message: Message) -> Message:
     return told(open_one)
 
 
+def make_socket(message: Message) -> Message:
+    kind = socket.SOCK_SEQPACKET if message["family"] == socket.AF_ALG else socket.SOCK_DGRAM
+    return told(lambda: socket.socket(message["family"], kind).close())
+
+
 def call(message: Message) -> Message:
     """A system call by its number, with arguments that would be refused otherwise than by us."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -139,7 +144,7 @@ def multiply(message: Message) -> Message:
 
 def main(channel: Channel) -> None:
     operations = (
-        (write, remove, move, read, kill, connect, talk, call, new_users)
+        (write, remove, move, read, kill, connect, talk, make_socket, call, new_users)
         + (raise_limit, privileges, folder, temporary, bomb, multiply)
     )  # fmt: skip
     serve(channel, {operation.__name__: operation for operation in operations})

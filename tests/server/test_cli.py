@@ -124,6 +124,7 @@ def test_version() -> None:
         ("click", ["--help"], "server"),
         ("fastapi", ["serve", "--port", "0"], "server"),
         ("orjson", ["serve", "--port", "0"], "server"),
+        ("sklearn", ["demo"], "demo"),
     ],
 )
 def test_a_missing_extra_is_named(
@@ -152,6 +153,7 @@ class TestErrors:
         [
             (["failures", "docs", "nothing"], "no imputation 'nothing'"),
             (["failures", "docs", "1x"], "not a valid name"),
+            (["status", "--database", "a/b"], "'a/b' is not a valid name for a database"),
             (["predict", "docs", "nothing", "1"], "nothing"),
             (["predict", "docs", "nothing", "cat"], "double quotes"),
             (["jobs", "nothing"], "nothing"),

@@ -130,6 +130,15 @@ def test_an_unknown_kind_of_address(uri: str) -> None:
     assert uri in caught.value.message
 
 
+@pytest.mark.parametrize("name", ["", "a/b", "a.b", "shop\n", "a b", "$a", "x" * 64])
+def test_what_can_be_no_database(store_uri: str, name: str) -> None:
+    with (
+        superduper.connect(store_uri) as client,
+        pytest.raises(InvalidInput, match="not a valid name for a database"),
+    ):
+        client[name]
+
+
 def test_an_unknown_choice_of_worker() -> None:
     with pytest.raises(InvalidInput, match="'auto' or 'none'"):
         superduper.connect(worker="sometimes")  # type: ignore[arg-type]
