@@ -1,9 +1,13 @@
 """Vectors in a block are what lists of the single ones are."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+import torch
 
 from superduper.fields import tensors
+from superduper.serving.host import ModelHost
 from superduper.serving.vectors import HEAD, VectorOutcomes, Vectors, join
 
 ROWS = np.arange(12, dtype="<f4").reshape(4, 3)
@@ -45,3 +49,29 @@ def test_outcomes_are_parts_of_a_block() -> None:
         part[2]
     with pytest.raises(ValueError, match="in a row"):
         outcomes[::2]
+
+
+class Negative(torch.nn.Module):
+    """Writes to its input, and does not like a row of sevens in a batch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        fails = bool((x[:, 0] == 7).any())
+        x.neg_()
+        if fails:
+            raise ValueError("no sevens")
+        return x
+
+
+def test_large_rows_go_to_a_model_and_back(open_host: Callable[..., ModelHost]) -> None:
+    host = open_host(Negative())
+    rows = np.random.default_rng(0).normal(size=(20, 50_000)).astype("<f4")
+    given = join([block(rows[:7]), block(rows[7:8]), block(rows[8:])])
+    assert isinstance(given, Vectors) and len(given.parts) == 3
+    outcomes = host.predict(given, 60)
+    assert [outcome["value"] for outcome in outcomes] == list(block(-rows))
+    # One that fails does so alone: the others are tried with what they were, not as it left them.
+    rows[3] = 7
+    outcomes = host.predict(block(rows), 60)
+    assert "no sevens" in outcomes[3]["error"]["message"]
+    good = [outcome.get("value") for outcome in outcomes]
+    assert good == [None if number == 3 else value for number, value in enumerate(block(-rows))]
