@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from superduper.imputations.fit_domain import fit_domain
+from superduper.imputations.fitting.domain import fit_domain
 from superduper.serving.predictor import Predictor
 from superduper.serving.stored import predict_stored
 from superduper.serving.vectors import Vectors

@@ -13,7 +13,7 @@ PACKAGES = ("superduper", "client/superduper_client", "server/superduper_server"
 THE_ONE = "superduper/store/unsealing.py"
 # The entries of child processes. Nobody else may import the one, for then it could be called there.
 ONLY_IN_CHILDREN = {
-    "superduper/imputations/fit_child.py",
+    "superduper/imputations/fitting/child.py",
     "superduper/serving/hosted.py",
     "superduper/training/group_member.py",
 }
@@ -156,7 +156,8 @@ PARENTS = """
 import sys
 import superduper, superduper.connection, superduper.service
 import superduper.handlers.context, superduper.handlers.components
-import superduper.imputations.work, superduper.imputations.crew, superduper.imputations.fit
+import superduper.imputations.work, superduper.imputations.watching.crew
+import superduper.imputations.fitting.job
 import superduper.jobs.child, superduper.serving.hosts, superduper.store.registry
 import superduper_client, superduper_server.app, superduper_server.cli, superduper_server.serve
 child = {"store.unsealing", "serving.hosted", "imputations.fit_child"}

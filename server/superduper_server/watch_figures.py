@@ -13,8 +13,8 @@ from pymongo.database import Database
 from superduper.imputations.failures import NAME as FAILURES
 from superduper.imputations.failures import WAITING
 from superduper.imputations.imputation import ImputationRecord, Imputations
-from superduper.imputations.ranges import Ranges
-from superduper.imputations.watch import NAME as WATCHERS
+from superduper.imputations.watching.ranges import Ranges
+from superduper.imputations.watching.watch import NAME as WATCHERS
 from superduper.jobs.worker import alive_workers
 from superduper.store.mongo import server_now_ms
 

@@ -13,12 +13,12 @@ from superduper.imputations.corrections import Corrections
 from superduper.imputations.counts import count_states
 from superduper.imputations.declare import record_of, watcher_of
 from superduper.imputations.explain import Explainer
-from superduper.imputations.fit import adopt
+from superduper.imputations.fitting.job import adopt
 from superduper.imputations.imputation import ImputationRecord
 from superduper.imputations.provenance import BASE
-from superduper.imputations.ranges import Ranges
 from superduper.imputations.revert import redo_version, revert_version
 from superduper.imputations.states import States, preview
+from superduper.imputations.watching.ranges import Ranges
 from superduper.jobs.worker import alive_workers
 from superduper.store.component import head_id
 from superduper.store.traffic import traffic_id

@@ -18,8 +18,8 @@ from pymongo.database import Database
 from superduper.imputations.failures import NAME as FAILURES
 from superduper.imputations.failures import TAKEN_BACK, TURNED_AWAY
 from superduper.imputations.imputation import ImputationRecord, Imputations
-from superduper.imputations.ranges import Ranges
 from superduper.imputations.states import STATES, States
+from superduper.imputations.watching.ranges import Ranges
 from superduper.store.mongo import server_now_ms
 
 NAME = "superduper.tallies"

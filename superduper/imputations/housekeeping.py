@@ -4,7 +4,7 @@ import logging
 import threading
 
 from superduper import settings
-from superduper.imputations.fit_checkpoints import FitCheckpoints
+from superduper.imputations.fitting.checkpoints import FitCheckpoints
 from superduper.imputations.kept_predictions import KeptPredictions
 from superduper.store.artifacts import ArtifactStore
 

@@ -16,7 +16,7 @@ from pymongo.database import Database
 from superduper.imputations.corrections import Correction, Corrections, Touch, corrections_in
 from superduper.imputations.counters import Counters
 from superduper.imputations.decide import RAW, Work, decide
-from superduper.imputations.events import Echoes
+from superduper.imputations.echoes import Echoes
 from superduper.imputations.failures import (
     KILLED,
     MAX_ATTEMPTS,

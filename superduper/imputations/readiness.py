@@ -5,7 +5,7 @@ from typing import Any
 from pymongo.database import Database
 
 from superduper.imputations.imputation import Imputations
-from superduper.imputations.watch import NAME
+from superduper.imputations.watching.watch import NAME
 from superduper.store.mongo import server_now_ms
 
 LAG_SECONDS = 30

@@ -18,12 +18,12 @@ from pymongo import MongoClient
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
-from superduper.imputations.fit import FitContext, fit
+from superduper.imputations.fitting.job import FitContext, fit
 from superduper.imputations.hosting import open_hosts
 from superduper.imputations.housekeeping import Housekeeping
 from superduper.imputations.imputation import Imputations
 from superduper.imputations.predict_job import PREDICT, PredictContext, predict_later
-from superduper.imputations.watch import WatchService
+from superduper.imputations.watching.watch import WatchService
 from superduper.jobs.kernel import conceal
 from superduper.jobs.worker import Worker
 from superduper.store.artifacts import ArtifactStore

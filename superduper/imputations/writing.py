@@ -15,7 +15,7 @@ from pymongo.collection import Collection
 
 from superduper.imputations.corrections import Correction
 from superduper.imputations.decide import Work
-from superduper.imputations.events import Echoes
+from superduper.imputations.echoes import Echoes
 from superduper.imputations.failures import Case, key_of
 from superduper.imputations.fill import Fill, Written, may_join, update_of, write
 from superduper.imputations.isolate import Outcome

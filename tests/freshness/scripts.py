@@ -16,13 +16,14 @@ from pymongo.database import Database
 
 from superduper.commands import FindDocuments
 from superduper.imputations.counters import Counters
-from superduper.imputations.crew import ServerClock
-from superduper.imputations.events import Echoes, call_of
+from superduper.imputations.echoes import Echoes
 from superduper.imputations.fresh import fresh_documents
 from superduper.imputations.graph import Graph
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.isolate import Isolation, Patience
 from superduper.imputations.process import Filler
+from superduper.imputations.watching.crew import ServerClock
+from superduper.imputations.watching.events import call_of
 from superduper.store.changes import Changes
 
 ROOTS = ("a", "r")

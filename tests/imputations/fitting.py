@@ -12,8 +12,8 @@ from superduper.fields import codec
 from superduper.fields.sealing import seal
 from superduper.handlers.pins import pins_of
 from superduper.imputations.declare import record_of
-from superduper.imputations.fit import FitContext, fit
-from superduper.imputations.folds import fold_of_id
+from superduper.imputations.fitting.folds import fold_of_id
+from superduper.imputations.fitting.job import FitContext, fit
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.jobs.queue import Queue, RunningJob
 from superduper.store.artifacts import ArtifactStore

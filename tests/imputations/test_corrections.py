@@ -9,8 +9,8 @@ from pymongo.database import Database
 from superduper.imputations.corrections import Corrections, Touch, prepare
 from superduper.imputations.failures import key_of
 from superduper.imputations.fill import Written
-from superduper.imputations.fit_documents import documents
-from superduper.imputations.scan import wanted
+from superduper.imputations.fitting.documents import documents
+from superduper.imputations.watching.scan import wanted
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from sklearn.datasets import load_breast_cancer, load_digits
 from tables import Table
 
 from superduper.errors import InvalidInput
-from superduper.imputations import fit_domain as measuring
-from superduper.imputations.fit_domain import fit_domain, threshold_rank
+from superduper.imputations.fitting import domain as measuring
+from superduper.imputations.fitting.domain import fit_domain, threshold_rank
 from superduper.serving.domain import FEATURES, PULLED_IN, Domain, as_rows
 from superduper.serving.failures import Failure
 

@@ -16,7 +16,7 @@ from watching import Watching
 from superduper.errors import InvalidInput
 from superduper.fields import codec
 from superduper.imputations.counts import count_states
-from superduper.imputations.fit_domain import fit_domain
+from superduper.imputations.fitting.domain import fit_domain
 from superduper.imputations.imputation import ImputationRecord
 from superduper.imputations.states import States
 from superduper.serving.domain import Domain

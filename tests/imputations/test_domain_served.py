@@ -9,7 +9,7 @@ import torch
 from tables import Table
 
 from superduper.fields import tensors
-from superduper.imputations.fit_domain import fit_domain
+from superduper.imputations.fitting.domain import fit_domain
 from superduper.serving.domain import Domain
 from superduper.serving.predictor import Predictor
 from superduper.serving.stored import predict_stored

@@ -12,8 +12,8 @@ from superduper.commands import CreateImputation
 from superduper.errors import InvalidInput, UserCodeError
 from superduper.fields import codec
 from superduper.imputations.declare import record_of
-from superduper.imputations.fit import adopt, fit
-from superduper.imputations.folds import FIELD, FOLDS, fold_of, fold_of_id
+from superduper.imputations.fitting.folds import FIELD, FOLDS, fold_of, fold_of_id
+from superduper.imputations.fitting.job import adopt, fit
 from superduper.imputations.provenance import value_hash
 from superduper.jobs.queue import Cancelled
 from superduper.training.runs import Runs

@@ -9,8 +9,8 @@ import torch
 from pymongo.database import Database
 
 from superduper.errors import InvalidInput
-from superduper.imputations.fit_data import MIB, RecordCache
-from superduper.imputations.folds import fold_of_id
+from superduper.imputations.fitting.data import MIB, RecordCache
+from superduper.imputations.fitting.folds import fold_of_id
 from tests.imputations.fitting import Classifier, Fitting, points
 
 

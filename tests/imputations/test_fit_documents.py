@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from superduper.errors import InvalidInput, UserCodeError
-from superduper.imputations.fit_documents import documents
+from superduper.imputations.fitting.documents import documents
 from superduper.imputations.provenance import fill_record
 from tests.imputations.fitting import Fitting, ids_of, points
 

@@ -16,9 +16,9 @@ import torch
 from pymongo.database import Database
 
 from superduper.errors import NotReady
-from superduper.imputations.fit import _Fit, fit
-from superduper.imputations.fit_checkpoints import FitCheckpoints, OtherFit
-from superduper.imputations.fit_reports import Reporter, Saver
+from superduper.imputations.fitting.checkpoints import FitCheckpoints, OtherFit
+from superduper.imputations.fitting.job import _Fit, fit
+from superduper.imputations.fitting.reports import Reporter, Saver
 from superduper.store.embedded import attach
 from superduper.store.mongo import connect_mongo
 from superduper.training.checkpoints import Checkpoints

@@ -4,7 +4,7 @@ from collections import Counter
 
 from bson import ObjectId
 
-from superduper.imputations.folds import fold_of, fold_of_id
+from superduper.imputations.fitting.folds import fold_of, fold_of_id
 
 
 def test_a_tenth_each_is_kept_for_validation_and_test() -> None:

@@ -8,7 +8,7 @@ from pymongo.database import Database
 from pymongo.monitoring import CommandListener
 from watching import Watching
 
-from superduper.imputations import turn, watch
+from superduper.imputations.watching import turn, watch
 from tests.waiting import until
 
 FIELDS = ("a", "b", "c")

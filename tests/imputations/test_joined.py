@@ -10,14 +10,14 @@ from filling import Filling, describe, record_of
 from pymongo.database import Database
 
 from superduper.errors import ChildDied
-from superduper.imputations import turn
-from superduper.imputations.events import Call
 from superduper.imputations.failures import key_of
 from superduper.imputations.graph import Graph
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.isolate import ModelUnusable
 from superduper.imputations.process import Filler
-from superduper.imputations.turn import Turn
+from superduper.imputations.watching import turn
+from superduper.imputations.watching.events import Call
+from superduper.imputations.watching.turn import Turn
 from superduper.store.changes import Change, Changes
 
 FIELDS = ("a", "b", "c")

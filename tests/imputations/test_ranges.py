@@ -18,14 +18,14 @@ from pymongo.database import Database
 from watching import Watching
 
 from superduper.errors import LostLease
-from superduper.imputations import cutting
-from superduper.imputations.cutting import cut
 from superduper.imputations.failures import key_of
-from superduper.imputations.fair_lock import FairLock
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.isolate import BatchSize
-from superduper.imputations.ranges import NAME, Claim, Ranges
-from superduper.imputations.scan import Scan, walk, wanted
+from superduper.imputations.watching import cutting
+from superduper.imputations.watching.cutting import cut
+from superduper.imputations.watching.fair_lock import FairLock
+from superduper.imputations.watching.ranges import NAME, Claim, Ranges
+from superduper.imputations.watching.scan import Scan, walk, wanted
 from superduper.jobs.worker import alive_workers
 from superduper.store.by_id import IdIndex
 from superduper.store.mongo import server_now_ms
@@ -184,7 +184,7 @@ def test_who_leads_waits_for_who_helps(filling: Filling, imputations: Imputation
 def test_a_worker_that_comes_later_has_a_part(
     filling: Filling, imputations: Imputations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("superduper.imputations.scan.NEWCOMERS_SECONDS", 0.0)
+    monkeypatch.setattr("superduper.imputations.watching.scan.NEWCOMERS_SECONDS", 0.0)
     scan = scan_of(filling, imputations, imputations.get("docs", "imputation"))
     prepare, plans = scan.filler.prepare, list[tuple[str, int]]()
 

@@ -9,11 +9,11 @@ from filling import Filling, describe, record_of
 from pymongo.database import Database
 
 from superduper.imputations.failures import key_of
-from superduper.imputations.fair_lock import FairLock
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.isolate import BatchSize
-from superduper.imputations.ranges import Ranges
-from superduper.imputations.scan import Scan, walk
+from superduper.imputations.watching.fair_lock import FairLock
+from superduper.imputations.watching.ranges import Ranges
+from superduper.imputations.watching.scan import Scan, walk
 from superduper.imputations.writing import Prepared
 from superduper.store.by_id import ENOUGH, IdIndex
 
@@ -66,7 +66,7 @@ def test_a_walk_goes_on_from_any_place(filling: Filling, at: int) -> None:
 def test_broken_off_anywhere_it_goes_on_where_it_was(
     filling: Filling, imputations: Imputations, batches: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("superduper.imputations.scan.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("superduper.imputations.watching.scan.CHECKPOINT_SECONDS", 0.0)
     scan = scan_of(filling, imputations)
     left = batches
 
@@ -151,7 +151,7 @@ def test_large_documents_make_small_batches(filling: Filling) -> None:
 def test_the_place_stays_behind_what_is_being_written(
     filling: Filling, imputations: Imputations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("superduper.imputations.scan.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("superduper.imputations.watching.scan.CHECKPOINT_SECONDS", 0.0)
     scan = scan_of(filling, imputations, 10)
     prepare, finish, next_is_ready = scan.filler.prepare, scan.filler.finish, threading.Event()
     prepared_first: list[Any] = []

@@ -9,7 +9,7 @@ from pymongo.database import Database
 from watching import Watching
 
 from superduper.imputations.process import Filler
-from superduper.imputations.watch import Backoff
+from superduper.imputations.watching.watch import Backoff
 from tests.waiting import until
 
 POISON = 8

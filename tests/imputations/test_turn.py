@@ -7,14 +7,15 @@ import pytest
 from filling import record_of
 from pymongo.database import Database
 
-from superduper.imputations import failures, turn
+from superduper.imputations import failures
 from superduper.imputations.corrections import Touch
 from superduper.imputations.decide import RAW
-from superduper.imputations.events import Call
 from superduper.imputations.failures import Case, Failures, key_of
 from superduper.imputations.graph import Graph
 from superduper.imputations.imputation import ImputationRecord, Imputations
-from superduper.imputations.turn import Turn
+from superduper.imputations.watching import turn
+from superduper.imputations.watching.events import Call
+from superduper.imputations.watching.turn import Turn
 
 FIRST = record_of(writes=("y",))
 SECOND = record_of(name="second", inputs=("z",), writes=("w",))

@@ -16,7 +16,7 @@ SERVICE = """
 import sys, threading
 from superduper.imputations.hosting import open_hosts
 from superduper.imputations.imputation import Imputations
-from superduper.imputations.watch import WatchService
+from superduper.imputations.watching.watch import WatchService
 from superduper.store.artifacts import ArtifactStore
 from superduper.store.mongo import connect_mongo
 from superduper.store.registry import Registry

@@ -12,7 +12,7 @@ from pymongo.database import Database
 from superduper.fields.sealing import seal
 from superduper.imputations.hosting import open_hosts
 from superduper.imputations.imputation import ImputationRecord, Imputations
-from superduper.imputations.watch import WatchService
+from superduper.imputations.watching.watch import WatchService
 from superduper.store.artifacts import ArtifactStore
 from superduper.store.component import Component
 from superduper.store.registry import Registry

@@ -17,7 +17,7 @@ from greenlet import getcurrent, greenlet
 
 from superduper.imputations.corrections import Touch
 from superduper.imputations.counters import Counters
-from superduper.imputations.events import Echoes
+from superduper.imputations.echoes import Echoes
 from superduper.imputations.failures import key_of
 from superduper.imputations.imputation import ImputationRecord
 from superduper.imputations.isolate import Isolation, Patience

@@ -12,12 +12,12 @@ from starlette.testclient import TestClient
 
 from superduper.command import build
 from superduper.commands import CreateWatcher
-from superduper.imputations.cutting import cut
 from superduper.imputations.declare import watcher_of
 from superduper.imputations.failures import Case, Failures
 from superduper.imputations.imputation import Imputations
-from superduper.imputations.ranges import Ranges
-from superduper.imputations.scan import wanted
+from superduper.imputations.watching.cutting import cut
+from superduper.imputations.watching.ranges import Ranges
+from superduper.imputations.watching.scan import wanted
 from superduper.service import Service
 from superduper.store.embedded import attach
 from superduper.store.mongo import connect_mongo, server_now_ms

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from superduper.errors import InvalidInput
-from superduper.imputations.fit_measures import FittedLoss, apply
+from superduper.imputations.fitting.measures import FittedLoss, apply
 from superduper.training.batch_results import flattened
 from superduper.training.cache import Fold
 from superduper.training.engine import Stage

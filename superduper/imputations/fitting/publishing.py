@@ -9,7 +9,7 @@ from superduper.imputations.promote import Candidate
 from superduper.store.component import Component
 
 if TYPE_CHECKING:
-    from superduper.imputations.fit import FitContext
+    from superduper.imputations.fitting.job import FitContext
 
 _KEPT = ("best", "metrics", "higher_is_better", "stopped", "final_hash")
 

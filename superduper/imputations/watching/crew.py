@@ -20,16 +20,17 @@ from superduper import settings
 from superduper.errors import LostLease, NotFound, SuperduperError
 from superduper.imputations.counters import Counters
 from superduper.imputations.decide import RAW
-from superduper.imputations.events import Call, Echoes
+from superduper.imputations.echoes import Echoes
 from superduper.imputations.failures import Failures
-from superduper.imputations.fair_lock import FairLock
 from superduper.imputations.fill import is_server_trouble
 from superduper.imputations.graph import Graph
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.isolate import Isolation, Outcome, Patience, Predictor
 from superduper.imputations.process import Filler
-from superduper.imputations.scan import Scan
-from superduper.imputations.turn import Turn
+from superduper.imputations.watching.events import Call
+from superduper.imputations.watching.fair_lock import FairLock
+from superduper.imputations.watching.scan import Scan
+from superduper.imputations.watching.turn import Turn
 from superduper.store.by_id import IdIndex
 from superduper.store.mongo import server_now_ms
 from superduper.store.registry import Registry

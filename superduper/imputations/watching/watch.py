@@ -20,11 +20,11 @@ from pymongo.errors import PyMongoError
 from superduper import settings
 from superduper.errors import LostLease, SuperduperError
 from superduper.imputations import corrections, failures, layers
-from superduper.imputations.crew import Crew, Hosts
-from superduper.imputations.events import call_of
 from superduper.imputations.graph import Graph
-from superduper.imputations.helper import Helper
 from superduper.imputations.imputation import ImputationRecord, Imputations
+from superduper.imputations.watching.crew import Crew, Hosts
+from superduper.imputations.watching.events import call_of
+from superduper.imputations.watching.helper import Helper
 from superduper.jobs.lease import Lease
 from superduper.store.changes import Change, Changes, HistoryLost
 from superduper.store.registry import Registry

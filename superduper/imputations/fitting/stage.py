@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from superduper.errors import InvalidInput
-from superduper.imputations.fit_measures import Answers, FittedLoss, apply, metrics_of
-from superduper.imputations.fit_trainer import (
+from superduper.imputations.fitting.folds import Fold as FoldName
+from superduper.imputations.fitting.measures import Answers, FittedLoss, apply, metrics_of
+from superduper.imputations.fitting.trainer import (
     FoldLoader,
     Summaries,
     TrainerObjective,
@@ -18,7 +19,6 @@ from superduper.imputations.fit_trainer import (
     stage_of,
     with_arguments,
 )
-from superduper.imputations.folds import Fold as FoldName
 from superduper.serving import collate
 from superduper.serving.predictor import Predictor
 from superduper.training.by_name import made_of, policy_of

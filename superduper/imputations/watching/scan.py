@@ -20,13 +20,13 @@ from typing import Any
 from bson.raw_bson import RawBSONDocument
 
 from superduper.errors import LostLease, NotFound
-from superduper.imputations.cutting import cut
-from superduper.imputations.fair_lock import FairLock
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.isolate import BatchSize
 from superduper.imputations.process import Filler
 from superduper.imputations.provenance import BASE, fill_path
-from superduper.imputations.ranges import Bounds, Claim, Ranges
+from superduper.imputations.watching.cutting import cut
+from superduper.imputations.watching.fair_lock import FairLock
+from superduper.imputations.watching.ranges import Bounds, Claim, Ranges
 from superduper.imputations.writing import Prepared
 from superduper.jobs.worker import alive_workers
 from superduper.store.by_id import IdIndex

@@ -17,10 +17,10 @@ from pymongo.database import Database
 
 from superduper import settings
 from superduper.errors import InvalidInput, NotReady
-from superduper.imputations.fit_checkpoints import FitCheckpoints, OtherFit
-from superduper.imputations.fit_components import FitComponents
-from superduper.imputations.fit_data import Brought, FitData, RecordCache
-from superduper.imputations.fit_publishing import Publisher
+from superduper.imputations.fitting.checkpoints import FitCheckpoints, OtherFit
+from superduper.imputations.fitting.components import FitComponents
+from superduper.imputations.fitting.data import Brought, FitData, RecordCache
+from superduper.imputations.fitting.publishing import Publisher
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.promote import promote_if_better
 from superduper.jobs.child import Child
@@ -35,10 +35,10 @@ from superduper.training.runs import Runs
 
 logger = logging.getLogger(__name__)
 
-ENTRY = "superduper.imputations.fit_child:main"
+ENTRY = "superduper.imputations.fitting.child:main"
 # torch's optimizers import `torch._dynamo` when the first of them is made, which takes as long as
 # torch itself.
-PRELOAD = ("superduper.imputations.fit_child", "torch._dynamo")
+PRELOAD = ("superduper.imputations.fitting.child", "torch._dynamo")
 REPORT_SECONDS = 0.2
 # Less than the ten minutes after which a server forgets a cursor that nobody reads from.
 BATCH_SECONDS = 540

@@ -20,9 +20,10 @@ from bson.codec_options import CodecOptions, DatetimeConversion
 from safetensors.torch import save
 
 from superduper.errors import InvalidInput
-from superduper.imputations.fit_domain import FoldRows, check_inputs, fit_domain
-from superduper.imputations.fit_measures import apply
-from superduper.imputations.fit_records import (
+from superduper.imputations.fitting.domain import FoldRows, check_inputs, fit_domain
+from superduper.imputations.fitting.folds import Fold as FoldName
+from superduper.imputations.fitting.measures import apply
+from superduper.imputations.fitting.records import (
     Fields,
     RecordMaker,
     Target,
@@ -30,10 +31,9 @@ from superduper.imputations.fit_records import (
     model_target,
     raw_target,
 )
-from superduper.imputations.fit_reports import Reporter, Saver, device_name
-from superduper.imputations.fit_stage import Parts, Settings, StageMaker
-from superduper.imputations.fit_trainer import check_trainer
-from superduper.imputations.folds import Fold as FoldName
+from superduper.imputations.fitting.reports import Reporter, Saver, device_name
+from superduper.imputations.fitting.stage import Parts, Settings, StageMaker
+from superduper.imputations.fitting.trainer import check_trainer
 from superduper.jobs.channel import Channel, Message, serve
 from superduper.serving import collate
 from superduper.serving.predictor import Predictor

@@ -10,8 +10,8 @@ import torch
 
 from superduper.errors import InvalidInput, UserCodeError
 from superduper.fields import codec
-from superduper.imputations.folds import FOLDS
-from superduper.imputations.folds import Fold as FoldName
+from superduper.imputations.fitting.folds import FOLDS
+from superduper.imputations.fitting.folds import Fold as FoldName
 from superduper.imputations.provenance import as_one_value, input_values
 from superduper.serving import collate
 from superduper.serving.failures import Failure, each

@@ -14,11 +14,11 @@ from typing import Any
 from pymongo.collection import Collection
 
 from superduper.imputations.decide import projection_of
-from superduper.imputations.events import Call
 from superduper.imputations.failures import key_of, known_to_all
 from superduper.imputations.graph import Graph
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.process import Filler, Look
+from superduper.imputations.watching.events import Call
 from superduper.imputations.writing import Batch, Prepared
 from superduper.store.by_id import find_by_ids
 

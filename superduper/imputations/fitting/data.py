@@ -24,8 +24,8 @@ from pymongo.database import Database
 
 from superduper import settings
 from superduper.errors import InvalidInput
-from superduper.imputations.fit_documents import batches, documents
-from superduper.imputations.folds import fold_of
+from superduper.imputations.fitting.documents import batches, documents
+from superduper.imputations.fitting.folds import fold_of
 from superduper.imputations.imputation import ImputationRecord
 from superduper.imputations.provenance import input_values
 from superduper.version import __version__

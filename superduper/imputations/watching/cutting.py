@@ -19,7 +19,7 @@ from pymongo.errors import OperationFailure
 from superduper.imputations.decide import RAW
 from superduper.imputations.failures import key_of
 from superduper.imputations.imputation import ImputationRecord, Imputations
-from superduper.imputations.ranges import NAME, Bounds, Ranges, left_of
+from superduper.imputations.watching.ranges import NAME, Bounds, Ranges, left_of
 
 RANGES_PER_WORKER = 4
 MOST_RANGES = 64

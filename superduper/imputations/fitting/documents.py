@@ -8,7 +8,7 @@ from pymongo.database import Database
 
 from superduper.fields import paths
 from superduper.imputations.decide import RAW
-from superduper.imputations.folds import FIELD
+from superduper.imputations.fitting.folds import FIELD
 from superduper.imputations.imputation import ImputationRecord
 from superduper.imputations.provenance import BASE, FILL, input_values, is_ours
 from superduper.imputations.states import selection

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pymongo.errors import PyMongoError
 
 from superduper.errors import SuperduperError
-from superduper.imputations.crew import PUT_OFF_SECONDS, Crew
 from superduper.imputations.graph import Graph
 from superduper.imputations.imputation import ImputationRecord
-from superduper.imputations.ranges import Ranges
+from superduper.imputations.watching.crew import PUT_OFF_SECONDS, Crew
+from superduper.imputations.watching.ranges import Ranges
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from superduper.errors import NotReady
-from superduper.imputations.fit_trainer import Summaries
+from superduper.imputations.fitting.trainer import Summaries
 from superduper.jobs.channel import Message
 from superduper.training.checkpoints import Checkpoints
 from superduper.training.objective import StepResult
