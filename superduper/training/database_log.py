@@ -37,7 +37,7 @@ class DatabaseLogger(Policy):
         self._epoch = -1  # the latest that has a row
         self._latest: dict[str, float] = {}
         self._best: dict[str, float] = {}
-        self._steps: list[dict[str, Any]] = []
+        self._steps: list[tuple[dict[str, Any], Mapping[str, Any]]] = []
         self._told = 0.0
 
     def run_started(self, engine: "Engine") -> None:
@@ -69,8 +69,7 @@ class DatabaseLogger(Policy):
             assert self.run is not None
             self.runs.reopen(self.run, self._epoch, step - 1)
             self._open = True
-        losses = {name: float(loss) for name, loss in result.losses.items()}
-        self._steps.append(finite({"epoch": epoch, "step": step, **losses}))
+        self._steps.append(({"epoch": epoch, "step": step}, result.losses))
         if time.monotonic() - self._told >= WRITE_SECONDS:
             self._write()
 
@@ -93,7 +92,12 @@ class DatabaseLogger(Policy):
 
     def _write(self, rows: Sequence[Mapping[str, Any]] = ()) -> None:
         assert self.run is not None
-        steps, self._steps, self._told = self._steps, [], time.monotonic()
+        # Only now are losses numbers: to ask a GPU for one at each step would keep it waiting.
+        steps = [
+            finite({**place, **{name: float(loss) for name, loss in losses.items()}})
+            for place, losses in self._steps
+        ]
+        self._steps, self._told = [], time.monotonic()
         self.runs.append(self.run, rows, steps)
 
     def run_finished(self, engine: "Engine", reason: str) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import sys
 import termios
 import threading
@@ -64,7 +65,9 @@ def test_plain_lines_where_there_is_no_terminal(watched, capfd):
     imputation.refit().wait(timeout=120)
     lines = capfd.readouterr().err.splitlines()
     assert lines and all(line.startswith("fit y_from_x: ") for line in lines)
-    assert all(line.endswith(" steps") and "\r" not in line for line in lines)
+    assert all(" steps" in line and "\r" not in line for line in lines)
+    done, total = re.search(r": (\d+) of (\d+) steps, .*accuracy", lines[-1]).groups()
+    assert done == total, "the last line tells how it ended"
 
 
 def test_nothing_where_nothing_is_wanted(watched, capfd):
