@@ -31,9 +31,12 @@ def get(document: Mapping[str, Any], path: str) -> Any:
     """The value at a path, or MISSING."""
     value: Any = document
     for segment in path.split("."):
-        if not isinstance(value, Mapping) or segment not in value:
+        if not isinstance(value, Mapping):
             return MISSING
-        value = value[segment]
+        try:
+            value = value[segment]
+        except KeyError:
+            return MISSING
     return value
 
 

@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.5
 STOP_SECONDS = 30.0
+# While one thread prepares a batch, those that talk to the store must not wait 5 ms, which is
+# Python's default, each time that an answer has come: it is the store that has nothing to do then.
+SWITCH_SECONDS = 0.001
 MARKS = ("superduper.imputations", "superduper.jobs")
 NOT_USERS = ("admin", "config", "local")
 
@@ -109,6 +112,7 @@ def work(address: str, databases: Sequence[str] = ()) -> None:
     Raises NotReady if the address does not answer or is not a replica set.
     """
     conceal()
+    sys.setswitchinterval(SWITCH_SECONDS)
     with contextlib.closing(connect_mongo(address)) as client:
         require_replica_set(client)
         workers = Workers(client, databases)
