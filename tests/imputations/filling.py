@@ -1,5 +1,6 @@
 """A filler on a real collection, its model a function of the test: for races in slow motion."""
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,10 +10,13 @@ from pymongo.database import Database
 from superduper.imputations.counters import Counters
 from superduper.imputations.echoes import Echoes
 from superduper.imputations.failures import key_of
-from superduper.imputations.imputation import ImputationRecord
-from superduper.imputations.isolate import Isolation, Patience
+from superduper.imputations.imputation import ImputationRecord, Imputations
+from superduper.imputations.isolate import BatchSize, Isolation, Patience
 from superduper.imputations.process import Filler
 from superduper.imputations.provenance import value_hash
+from superduper.imputations.watching.fair_lock import FairLock
+from superduper.imputations.watching.scan import Scan
+from superduper.store.by_id import IdIndex
 
 
 def record_of(
@@ -115,3 +119,19 @@ class Filling:
         """The failures by document."""
         found = self.database["superduper.failures"].find()
         return {each["document"]: each for each in found}
+
+
+def scan_of(
+    filling: Filling, imputations: Imputations, record: ImputationRecord, size: int = 7
+) -> Scan:
+    """A worker's part in a scan, in small batches."""
+    scan = Scan(
+        imputations,
+        record,
+        filling.filler_of(record),
+        threading.Event(),
+        FairLock(),
+        IdIndex(filling.docs),
+    )
+    scan.size = BatchSize(size)
+    return scan

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from bson import ObjectId
-from filling import Filling, describe, record_of
+from filling import Filling, describe, record_of, scan_of
 from pymongo.database import Database
 from watching import Watching
 
@@ -23,11 +23,9 @@ from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.isolate import BatchSize
 from superduper.imputations.watching import cutting
 from superduper.imputations.watching.cutting import cut
-from superduper.imputations.watching.fair_lock import FairLock
 from superduper.imputations.watching.ranges import NAME, Claim, Ranges
-from superduper.imputations.watching.scan import Scan, walk, wanted
+from superduper.imputations.watching.scan import walk, wanted
 from superduper.jobs.worker import alive_workers
-from superduper.store.by_id import IdIndex
 from superduper.store.mongo import server_now_ms
 from tests.waiting import until
 
@@ -58,19 +56,6 @@ def cut_for(imputations: Imputations, workers: int, **scan: Any) -> ImputationRe
     planned = cut(imputations, record, workers, wanted(record))
     assert planned is not None
     return planned
-
-
-def scan_of(filling: Filling, imputations: Imputations, record: ImputationRecord) -> Scan:
-    scan = Scan(
-        imputations,
-        record,
-        filling.filler_of(record),
-        threading.Event(),
-        FairLock(),
-        IdIndex(filling.docs),
-    )
-    scan.size = BatchSize(7)
-    return scan
 
 
 def walked(filling: Filling, claim: Claim) -> list[bytes]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from bson import ObjectId
-from filling import Filling, describe, record_of
+from filling import Filling, describe, record_of, scan_of
 from pymongo.database import Database
 
 from superduper.imputations.failures import key_of
@@ -15,7 +15,7 @@ from superduper.imputations.watching.fair_lock import FairLock
 from superduper.imputations.watching.ranges import Ranges
 from superduper.imputations.watching.scan import Scan, walk
 from superduper.imputations.writing import Prepared
-from superduper.store.by_id import ENOUGH, IdIndex
+from superduper.store.by_id import ENOUGH
 
 IDS: list[Any] = [*range(30), *map(str, range(30)), *(ObjectId() for _ in range(30)), {"a": 1}]
 
@@ -27,23 +27,13 @@ def filling(database: Database[Any]) -> Filling:
     return filling
 
 
-def scan_of(filling: Filling, imputations: Imputations, size: int = 7) -> Scan:
-    """A scan of what is to be scanned now, in small batches."""
-    record = imputations.get("docs", "imputation")
-    scan = Scan(
-        imputations,
-        record,
-        filling.filler_of(record),
-        threading.Event(),
-        FairLock(),
-        IdIndex(filling.docs),
-    )
-    scan.size = BatchSize(size)
-    return scan
+def scan_asked(filling: Filling, imputations: Imputations, size: int = 7) -> Scan:
+    """What is to be scanned now."""
+    return scan_of(filling, imputations, imputations.get("docs", "imputation"), size)
 
 
 def test_a_scan_fills_ids_of_all_types(filling: Filling, imputations: Imputations) -> None:
-    assert scan_of(filling, imputations).lead()
+    assert scan_asked(filling, imputations).lead()
     assert filling.docs.count_documents({"y": describe(1)}) == len(IDS)
     scan = imputations.get("docs", "imputation").scan
     assert (scan["state"], scan["seen"], scan["filled"]) == ("done", len(IDS), len(IDS))
@@ -67,7 +57,7 @@ def test_broken_off_anywhere_it_goes_on_where_it_was(
     filling: Filling, imputations: Imputations, batches: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("superduper.imputations.watching.scan.CHECKPOINT_SECONDS", 0.0)
-    scan = scan_of(filling, imputations)
+    scan = scan_asked(filling, imputations)
     left = batches
 
     class Killed(BaseException):
@@ -86,7 +76,7 @@ def test_broken_off_anywhere_it_goes_on_where_it_was(
     state = imputations.get("docs", "imputation").scan
     assert state["state"] == "running"
     assert filling.docs.count_documents({"y": {"$exists": True}}) == 7 * batches
-    again = scan_of(filling, imputations)
+    again = scan_asked(filling, imputations)
     assert again.lead()
     assert filling.docs.count_documents({"y": describe(1)}) == len(IDS)
 
@@ -95,7 +85,7 @@ def test_broken_off_anywhere_it_goes_on_where_it_was(
 def test_a_scan_that_is_out_of_date_ends(
     filling: Filling, imputations: Imputations, what: str
 ) -> None:
-    scan = scan_of(filling, imputations)
+    scan = scan_asked(filling, imputations)
     prepare = scan.filler.prepare
 
     def then(documents: Any) -> Prepared:
@@ -120,11 +110,11 @@ def test_a_scan_that_is_out_of_date_ends(
 
 
 def test_an_outdated_value_is_found_by_a_scan(filling: Filling, imputations: Imputations) -> None:
-    assert scan_of(filling, imputations).lead()
+    assert scan_asked(filling, imputations).lead()
     filling.docs.update_many({"_id": {"$in": [0, "0"]}}, {"$set": {"x": 2}})
     filling.docs.update_one({"_id": 1}, {"$set": {"x": 2, "y": "mine"}})
     imputations.request_scan("docs")
-    assert scan_of(filling, imputations).lead()
+    assert scan_asked(filling, imputations).lead()
     assert filling.docs.count_documents({"y": describe(2)}) == 2
     assert filling.docs.find_one({"_id": 1}) == {"_id": 1, "x": 2, "y": "mine"}
 
@@ -133,10 +123,10 @@ def test_failures_of_deleted_documents_are_forgotten(
     filling: Filling, imputations: Imputations
 ) -> None:
     filling.predictor.function = lambda value: 1 / 0
-    assert scan_of(filling, imputations).lead()
+    assert scan_asked(filling, imputations).lead()
     filling.docs.delete_many({"_id": {"$type": "string"}})
     imputations.request_scan("docs")
-    assert scan_of(filling, imputations).lead()
+    assert scan_asked(filling, imputations).lead()
     assert len(filling.failures_by_key()) == len(IDS) - 30
 
 
@@ -152,7 +142,7 @@ def test_the_place_stays_behind_what_is_being_written(
     filling: Filling, imputations: Imputations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("superduper.imputations.watching.scan.CHECKPOINT_SECONDS", 0.0)
-    scan = scan_of(filling, imputations, 10)
+    scan = scan_asked(filling, imputations, 10)
     prepare, finish, next_is_ready = scan.filler.prepare, scan.filler.finish, threading.Event()
     prepared_first: list[Any] = []
     written_first: list[Any] = []
@@ -185,6 +175,6 @@ def test_a_scan_makes_the_index_for_ids_that_are_documents(
     filling: Filling, imputations: Imputations
 ) -> None:
     filling.docs.insert_many({"_id": {"a": n, "b": 1}, "x": 1} for n in range(ENOUGH))
-    assert scan_of(filling, imputations).lead()
+    assert scan_asked(filling, imputations).lead()
     assert "_id.a_1" in filling.docs.index_information()
     assert filling.docs.count_documents({"y": describe(1)}) == len(IDS) + ENOUGH
