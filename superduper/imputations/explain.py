@@ -123,7 +123,7 @@ class Explainer:
         if run.get("model_version") is None:
             raise NotFound("the run that made this version is not there any more")
         version = int(run["model_version"])
-        return self.registry.get(record.collection, "model", record.spec["model"], version)
+        return self.registry.get(record.collection, "model", run["settings"]["model"], version)
 
     def _derive(
         self, record: ImputationRecord, component: Component, given: Any, field: str, wanted: str

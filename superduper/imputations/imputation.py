@@ -263,10 +263,12 @@ class Imputations:
     def model_version(self, record: ImputationRecord, version: int) -> int:
         """The version of the model behind a version of an imputation.
 
-        Raises NotFound if there is no such version, InvalidInput if its fit did not succeed.
+        Raises NotFound if there is no such version, InvalidInput if its fit did not succeed or it
+        was made for an earlier declaration, which had another model.
         """
         run = self.database["superduper.runs"].find_one(
-            {"imputation": record.id, "version": version}, {"model_version": 1, "status": 1}
+            {"imputation": record.id, "version": version},
+            {"model_version": 1, "status": 1, "settings.model": 1},
         )
         if run is None:
             raise NotFound(f"imputation {record.id!r} has no version {version}: see versions()")
@@ -274,6 +276,11 @@ class Imputations:
             raise InvalidInput(
                 f"version {version} of imputation {record.id!r} cannot go live: its fit is "
                 f"{run.get('status')}; see versions(), or refit()"
+            )
+        if (model := run["settings"]["model"]) != record.spec["model"]:
+            raise InvalidInput(
+                f"version {version} of imputation {record.id!r} cannot go live: it was made for an "
+                f"earlier declaration, with the model {model!r} and not {record.spec['model']!r}"
             )
         return int(run["model_version"])
 

@@ -254,6 +254,21 @@ def test_an_imputation_made_anew_goes_on_counting_versions(docs):
     assert all(docs.explain(id, "m")["derived"]["identical"] for id in (1, 2))
 
 
+def test_a_version_of_an_earlier_declaration_keeps_its_model(docs):
+    docs.create_model("double", lambda n: n * 2)
+    docs.create_model("treble", lambda n: n * 3)
+    docs.insert_one({"_id": 1, "n": 4})
+    docs.create_watcher("product", "double", "n", "m").wait(60, progress=False)
+    docs.delete("imputation", "product")
+    again = docs.create_watcher("product", "treble", "n", "m").wait(60, progress=False)
+    story = docs.explain(1, "m")
+    assert (story["version"], story["model"]["name"]) == (1, "double")
+    assert story["derived"]["identical"]
+    with pytest.raises(InvalidInput, match="earlier declaration, with the model 'double'"):
+        again.promote(1)
+    assert again.version == 2
+
+
 def test_a_value_is_explained_by_the_imputation_that_wrote_it(docs):
     docs.create_model("double", lambda n: n * 2)
     docs.insert_one({"_id": 1, "n": 4})

@@ -47,9 +47,11 @@ class Regression(torch.nn.Module):
 def note_run(watching: Watching, record: Any) -> None:
     """What a fit would have left behind."""
     runs = Runs(watching.database)
-    run = runs.begin({"collection": "docs", "imputation": record.id, "job": None, "seed": 7})
     assert record.active_component is not None
-    runs.finish(run, "succeeded", version=1, model_version=record.active_component[1])
+    model, version = record.active_component
+    of = {"collection": "docs", "imputation": record.id, "settings": {"model": model}}
+    run = runs.begin({**of, "job": None, "seed": 7})
+    runs.finish(run, "succeeded", version=1, model_version=version)
 
 
 class Faster(Regression):
