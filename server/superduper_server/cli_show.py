@@ -24,6 +24,9 @@ IMPUTATION_COLUMNS = ("name", "status", "model_key", "target_key", "model", "act
 FAILURE_COLUMNS = ("document", "state", "attempts", "error")
 CORRECTION_COLUMNS = ("document", "field", "how", "version", "at")
 JOB_COLUMNS = ("id", "kind", "state", "attempts", "created_at", "error")
+NO_WORKER = """
+No worker is alive that works for this database. One for all databases, as `up` and `connect()`
+start it, begins here with the first component, imputation, job or token."""
 
 limit_option = click.option(
     "--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="At most so many."
@@ -52,6 +55,8 @@ def status(uri: str, database: str | None, alive: bool, as_json: bool) -> None:
         for title, columns in (("workers", WORKER_COLUMNS), ("imputations", STATUS_COLUMNS)):
             click.echo(f"\n{title}")
             print_rows(found[title], columns, as_json=False)
+        if not found["workers"]:
+            click.echo(NO_WORKER)
         jobs = ", ".join(f"{count} {state}" for state, count in found["jobs"].items())
         click.echo(f"\njobs: {jobs}")
         for trouble in found["troubles"]:

@@ -186,6 +186,7 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
             "stale": 0,
             "pending": 0,
             "withheld": 2,
+            "no_value": 0,
             "out_of_domain": 1,
             "withdrawn": 0,
             "failed": 0,

@@ -18,7 +18,10 @@ from superduper.imputations.watching.watch import NAME as WATCHERS
 from superduper.jobs.worker import alive_workers
 from superduper.store.mongo import server_now_ms
 
-RESULTS = (*("filled", "superseded", "withheld", "out_of_domain", "failed", "cleared", "moving"),)
+RESULTS = (
+    *("filled", "superseded", "withheld", "no_value", "out_of_domain"),
+    *("failed", "cleared", "moving"),
+)
 DEATHS = {"ChildDied": "died", "TimedOut": "timed_out", "TooLarge": "too_large"}
 COLLECTION = ("collection",)
 IMPUTATION = ("collection", "imputation")
@@ -118,8 +121,8 @@ def _of_imputations(database: Database[Any], records: list[ImputationRecord]) ->
     )
     failures = GaugeMetricFamily(
         "superduper_failures",
-        "Documents without a value, by why: retry, running, dead, withheld, out_of_domain, "
-        "cleared, reverted.",
+        "Documents without a value, by why: retry, running, dead, withheld, no_value, "
+        "out_of_domain, cleared, reverted.",
         labels=(*IMPUTATION, "state"),
     )
     for record in records:

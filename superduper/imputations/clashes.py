@@ -12,9 +12,14 @@ if TYPE_CHECKING:
 
 def check_fields(record: "ImputationRecord", there: Sequence["ImputationRecord"]) -> None:
     """Raise InvalidInput if an imputation cannot be beside those that are there."""
-    for path in record.write_paths:
+    for place, path in enumerate(record.write_paths):
         if overlap(path, "_id"):
             raise InvalidInput(f"field {path!r} cannot be filled: every document has its `_id`")
+        if overlap(path, "_fold"):
+            raise InvalidInput("field '_fold' cannot be filled: it says who learns from a document")
+        for other in record.write_paths[:place]:
+            if overlap(path, other):
+                raise InvalidInput(f"{other!r} and {path!r} cannot both be filled: they overlap")
         if any(overlap(path, source) for source in record.input_paths):
             raise InvalidInput(f"field {path!r} cannot be predicted from itself")
     watched = [other for other in there if other.name != record.name and other.watched]

@@ -93,10 +93,14 @@ def projection_of(records: Sequence[ImputationRecord]) -> dict[str, int] | None:
     return paths.projection((*read, FILL))
 
 
+class NoValue(ValueError):
+    """The model ran, and its answer is that it has no value."""
+
+
 def split_outputs(value: Any, write_paths: Sequence[str]) -> dict[str, Any]:
     """A model's output by field.
 
-    Raises ValueError if it is not one value for each field, or no value at all.
+    Raises NoValue if one of them is None, ValueError if it is not one value for each field.
     """
     if len(write_paths) == 1:
         outputs = {write_paths[0]: value}
@@ -110,6 +114,8 @@ def split_outputs(value: Any, write_paths: Sequence[str]) -> dict[str, Any]:
             "a dictionary by field, or a list of as many values"
         )
     for path, output in outputs.items():
-        if output is None or (isinstance(output, float) and math.isnan(output)):
-            raise ValueError(f"the model returned {output!r} for {path!r}, which is no value")
+        if output is None:
+            raise NoValue(f"the model returned None for {path!r}, which is no value")
+        if isinstance(output, float) and math.isnan(output):
+            raise ValueError(f"the model returned nan for {path!r}, which is no value")
     return outputs

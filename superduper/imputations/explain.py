@@ -35,6 +35,7 @@ _WHY = {
     "stale": "an input has changed since, or is gone, or is stale itself",
     "pending": "it is to be filled: it was not tried with this input and version yet",
     "withheld": "the model was not sure enough",
+    "no_value": "the model ran, and its answer was that there is no value",
     "out_of_domain": "the input is unlike those that the model was trained on: see its distance",
     "withdrawn": "the value was taken back: by a person, or because its input changed",
     "failed": "the last try ended with an error",
@@ -88,6 +89,11 @@ class Explainer:
         if fitting:
             wrote = fill.get("imputation")
             return max(fitting, key=lambda each: (each.name == wrote, each.watched))
+        if fill:
+            raise NotFound(
+                f"the value of {field[:80]!r} was filled by version {fill['version']} of the "
+                f"imputation {fill['imputation'][:80]!r}, which was deleted since"
+            )
         there = sorted(path for record in records for path in record.write_paths)
         raise NotFound(
             f"no imputation of {collection!r} fills {field[:80]!r}; "

@@ -7,6 +7,7 @@ one version: with another input or version everything begins anew. The states:
 - `retry`: it failed and is tried again when `next_at` has come;
 - `dead`: it failed as often as is allowed;
 - `withheld`: the model was not sure enough; not a failure, and nothing is retried;
+- `no_value`: the model ran and answered that it has none (None); nothing is retried here either;
 - `out_of_domain`: the input is unlike those of the training; nothing is retried here either;
 - `put_off`: not tried, because what it is computed from is about to change; looked at again when
   `next_at` has come, if nothing else has brought it up by then;
@@ -37,7 +38,7 @@ ATTEMPT_MARGIN_SECONDS = 5.0
 NAME = "superduper.failures"
 PUT_OFF = "put_off"
 WAITING = ("retry", "running", PUT_OFF)
-TURNED_AWAY = ("withheld", "out_of_domain")
+TURNED_AWAY = ("withheld", "no_value", "out_of_domain")
 TAKEN_BACK = ("cleared", "reverted")
 # What is kept of an outcome that was not written.
 OF_OUTCOME = ("confidence", "runner_up", "distance", "threshold")
@@ -186,6 +187,14 @@ class Failures:
         """Note documents whose value was not sure enough to be written, with what came out."""
         fields = {"state": "withheld", "attempts": 0, "next_at": now, "error": None}
         self._note((case, {**fields, **_kept(outcome)}) for case, outcome in cases)
+
+    def leave_blank(self, cases: Iterable[tuple[Case, Mapping[str, Any]]], now: int) -> None:
+        """Note documents for which the model answered None, with what it said beside that."""
+        fields = {"state": "no_value", "attempts": 0, "next_at": now}
+        self._note(
+            (case, {**fields, **_kept(outcome), "error": _shortened(outcome["error"])})
+            for case, outcome in cases
+        )
 
     def turn_away(self, cases: Iterable[tuple[Case, Mapping[str, Any]]], now: int) -> None:
         """Note documents whose input is out of domain, with how far it is from the references."""

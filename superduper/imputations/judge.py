@@ -1,10 +1,10 @@
-"""What becomes of what a model said of a document: filled, withheld, turned away or failed."""
+"""What becomes of what a model said of a document: filled, turned away or failed."""
 
 from typing import Any
 
 from bson.errors import BSONError
 
-from superduper.imputations.decide import Work, read_as, split_outputs
+from superduper.imputations.decide import NoValue, Work, read_as, split_outputs
 from superduper.imputations.fill import LARGE_BYTES, Fill
 from superduper.imputations.imputation import ImputationRecord
 from superduper.imputations.isolate import Outcome
@@ -15,27 +15,34 @@ from superduper.imputations.writing import Prepared
 def judge(
     record: ImputationRecord, work: Work, outcome: Outcome, prepared: Prepared, at: int
 ) -> None:
-    """Sort one outcome into what is prepared: to be written, out of domain, withheld or failed."""
+    """Sort one outcome into what is prepared: to be written, to be left blank, or failed."""
     if outcome.get("out_of_domain"):  # then what the model makes of it is no matter
         prepared.outside.append((work.case, outcome["out_of_domain"]))
         return
     if outcome.get("error"):
         prepared.failed.append((work.case, outcome["error"]))
         return
-    confidence = outcome.get("confidence")
+    confidence, value = outcome.get("confidence"), outcome.get("value")
     least = record.spec.get("min_confidence")
-    if least is not None and not (confidence is not None and confidence >= least):
+    unsure = least is not None and not (confidence is not None and confidence >= least)
+    if unsure and value is not None:
         prepared.withheld.append((work.case, outcome))
         return
     try:
-        outputs = split_outputs(outcome.get("value"), record.write_paths)
+        outputs = split_outputs(value, record.write_paths)
         due = (*work.missing, *work.stale)
         fills = [_fill(record, work, path, outputs[path], confidence, at) for path in due]
+    except NoValue as error:
+        prepared.without_value.append((work.case, {**outcome, "error": _described(error)}))
+        return
     except (ValueError, BSONError, OverflowError) as error:
-        described = {"type": type(error).__name__, "message": str(error)}
-        prepared.failed.append((work.case, described))
+        prepared.failed.append((work.case, _described(error)))
         return
     prepared.fills += [(work, fill) for fill in fills]
+
+
+def _described(error: Exception) -> dict[str, str]:
+    return {"type": type(error).__name__, "message": str(error)}
 
 
 def _fill(

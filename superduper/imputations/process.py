@@ -358,11 +358,13 @@ class Filler:
         for attempts, failed in by_attempts.items():
             self.failures.fail(failed, attempts, now)
         self.failures.withhold(prepared.withheld, now)
+        self.failures.leave_blank(prepared.without_value, now)
         self.failures.turn_away(prepared.outside, now)
         self.failures.suspect(prepared.suspects)
         self.failures.put_off(prepared.put_off, now)
         self.counters.add("failed", len(prepared.failed))
         self.counters.add("withheld", len(prepared.withheld))
+        self.counters.add("no_value", len(prepared.without_value))
         self.counters.add("out_of_domain", len(prepared.outside))
 
     def _clear(self, works: Sequence[Work]) -> None:

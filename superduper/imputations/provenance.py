@@ -15,6 +15,7 @@ from superduper.fields import paths
 FILL = "_fill"
 BASE = "_base"
 _NOT_DATA = ("_id", "_fold", FILL)
+_OF_RECORD = {"imputation": str, "version": int, "at": int, "input": str, "value": str}
 
 
 def value_hash(value: Any) -> str:
@@ -37,9 +38,15 @@ def fill_path(target_path: str) -> str:
 
 
 def fill_of(document: Mapping[str, Any], target_path: str) -> Mapping[str, Any] | None:
-    """The provenance record of a field, or None where there is none."""
+    """The provenance record of a field, or None where there is none.
+
+    Whoever may write documents may write anything there: what we would not have written is none.
+    """
     record = paths.get(document, fill_path(target_path))
-    return record if isinstance(record, Mapping) and "value" in record else None
+    if not isinstance(record, Mapping):
+        return None
+    is_whole = all(isinstance(record.get(name), kind) for name, kind in _OF_RECORD.items())
+    return record if is_whole else None
 
 
 def is_ours(document: Mapping[str, Any], target_path: str) -> bool:

@@ -8,6 +8,7 @@ and where a field is missing:
 
 - `pending`: to be filled; also while a source that it waits for is stale;
 - `withheld`: the model was not sure enough of this input;
+- `no_value`: the model ran, and its answer was that there is none (None);
 - `out_of_domain`: this input is unlike those that the model was trained on;
 - `withdrawn`: our value was taken back, by a person or because its input changed;
 - `failed`: the last try ended with an error;
@@ -40,7 +41,7 @@ from superduper.imputations.provenance import BASE, as_one_value, input_hash, in
 from superduper.store.by_id import find_by_ids
 
 STATES = (
-    *("given", "filled", "stale", "pending", "withheld", "out_of_domain"),
+    *("given", "filled", "stale", "pending", "withheld", "no_value", "out_of_domain"),
     *("withdrawn", "failed", "without_input"),
 )
 WITH_VALUE = ("given", "filled", "stale")

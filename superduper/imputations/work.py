@@ -1,7 +1,7 @@
 """A worker: fits imputations and keeps fields filled, until it is told to stop.
 
 `python -m superduper.imputations.work ADDRESS [DATABASE ...]`; without databases it works for every
-database of the address that has imputations or jobs, and finds new ones as they come.
+database of the address that holds something of ours, and finds new ones as they come.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ STOP_SECONDS = 30.0
 # While one thread prepares a batch, those that talk to the store must not wait 5 ms, which is
 # Python's default, each time that an answer has come: it is the store that has nothing to do then.
 SWITCH_SECONDS = 0.001
-MARKS = ("superduper.imputations", "superduper.jobs")
+MARKS = tuple(f"superduper.{each}" for each in ("components", "imputations", "jobs", "tokens"))
 NOT_USERS = ("admin", "config", "local")
 
 

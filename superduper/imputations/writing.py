@@ -30,6 +30,7 @@ class Prepared:
     fills: list[tuple[Work, Fill]] = field(default_factory=list)
     failed: list[tuple[Case, Mapping[str, Any]]] = field(default_factory=list)
     withheld: list[tuple[Case, Outcome]] = field(default_factory=list)
+    without_value: list[tuple[Case, Outcome]] = field(default_factory=list)
     outside: list[tuple[Case, Mapping[str, Any]]] = field(default_factory=list)
     clearing: list[Work] = field(default_factory=list)
     suspects: list[Case] = field(default_factory=list)
@@ -52,7 +53,7 @@ class Prepared:
 
     def unrefused(self) -> dict[bytes, Any]:
         """The documents with fills that nothing speaks against, by `key_of` their `_id`."""
-        noted = (*self.failed, *self.withheld, *self.outside)
+        noted = (*self.failed, *self.withheld, *self.without_value, *self.outside)
         refused = {key_of(case.document_id) for case, *_ in noted}
         ids = {key_of(work.document_id): work.document_id for work, _ in self.fills}
         return {key: each for key, each in ids.items() if key not in refused}

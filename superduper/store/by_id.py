@@ -32,6 +32,20 @@ def find_by_ids(
     also: Mapping[str, Any] | None = None,
 ) -> Iterator[Any]:
     """The documents with these ids that are there, of those that match `also`; in any order."""
+    for wanted in _wanted(document_ids):
+        if also is None or not _is_apart(wanted, also):
+            yield from collection.find({**wanted, **(also or {})}, projection)
+            continue
+        # Beside `$or` and its like the embedded store finds no index: it would look at everything.
+        # Two stages are one to MongoDB, and the embedded store has few left for the second.
+        stages: list[Mapping[str, Any]] = [{"$match": wanted}, {"$match": also}]
+        if projection:
+            stages.append({"$project": projection})
+        yield from collection.aggregate(stages)
+
+
+def _wanted(document_ids: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    """Filters for documents by their ids: one for each kind of id."""
     alike: dict[tuple[str, ...], list[Any]] = defaultdict(list)
     for document_id in document_ids:
         alike[tuple(path for path, _ in _parts(document_id))].append(document_id)
@@ -39,15 +53,13 @@ def find_by_ids(
         values: dict[str, list[Any]] = defaultdict(list)
         for path, value in (part for each in ids for part in _parts(each)):
             values[path].append(value)
-        wanted = {"_id": {"$in": ids}, **{path: {"$in": each} for path, each in values.items()}}
-        yield from collection.find(_both(wanted, also or {}), projection)
+        yield {"_id": {"$in": ids}, **{path: {"$in": each} for path, each in values.items()}}
 
 
-def _both(wanted: dict[str, Any], also: Mapping[str, Any]) -> dict[str, Any]:
-    # Side by side if they can be: within `$and` the embedded store finds no index for either.
-    if wanted.keys() & also.keys():
-        return {**wanted, "$and": [also]}
-    return {**wanted, **also}
+def _is_apart(wanted: Mapping[str, Any], also: Mapping[str, Any]) -> bool:
+    """Whether a filter cannot stand beside the ids. `$where` is for `find` only."""
+    operators = any(key.startswith("$") for key in also)
+    return bool(wanted.keys() & also.keys() or operators) and "$where" not in also
 
 
 def _parts(document_id: Any, path: str = "_id") -> Iterator[tuple[str, Any]]:

@@ -159,6 +159,15 @@ def test_one_field_is_filled_by_one_imputation(trained):
 
 
 @pytest.mark.parametrize(
+    ("target_key", "reason"), [("_fold", "learns"), (["z", "z.inner"], "overlap"), ("_id", "_id")]
+)
+def test_fields_that_cannot_be_filled_are_refused(trained, target_key, reason):
+    docs, _ = trained
+    with pytest.raises(InvalidInput, match=reason):
+        docs.create_imputation("another", model="my_model", model_key="x", target_key=target_key)
+
+
+@pytest.mark.parametrize(
     ("change", "reason"),
     [
         ({"model": "nothing_such"}, "nothing_such"),

@@ -267,7 +267,7 @@ def test_never_tried_withheld_computed_null_and_out_of_domain_are_told_apart(
     found = {each.document_id: each.shown() for each in States(database, record).walk({})}
     assert {id: row["state"] for id, row in found.items()} == {
         "sure": "filled",
-        "null": "failed",
+        "null": "no_value",
         "unsure": "withheld",
         "far": "out_of_domain",
         "new": "pending",

@@ -8,6 +8,7 @@ import torch
 from pymongo.database import Database
 from watching import Watching
 
+from superduper.errors import NotFound
 from superduper.imputations.explain import Explainer
 from superduper.imputations.hosting import open_hosts
 from superduper.imputations.provenance import fill_record, value_hash
@@ -120,5 +121,9 @@ def test_every_value_comes_again_to_the_bit(database: Database[Any]) -> None:
         watching.docs.update_one({"_id": 2}, {"$set": forged})
         derived = explainer.explain("docs", 2, "y")["derived"]
         assert derived["identical"] is False and derived["value"] != 0.5
+
+        watching.imputations.delete(record)
+        with pytest.raises(NotFound, match="by version 1 of .*'imputation', which was deleted"):
+            explainer.explain("docs", 3, "y")
     finally:
         hosts.close()

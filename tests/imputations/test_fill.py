@@ -310,13 +310,16 @@ class TestPlaces:
 class TestOutcomes:
     """What becomes of outputs that cannot or should not be written."""
 
-    @pytest.mark.parametrize("output", [None, math.nan], ids=repr)
-    def test_no_value_is_a_failure(self, database: Database[Any], output: Any) -> None:
+    @pytest.mark.parametrize(("output", "state"), [(None, "no_value"), (math.nan, "retry")])
+    def test_no_value_is_not_written(
+        self, database: Database[Any], output: Any, state: str
+    ) -> None:
         filling = Filling(database, lambda value: {"value": output})
         filling.docs.insert_one({"_id": 1, "x": 1})
         filling.filler.fill_ids([1])
         assert filling.docs.find_one() == {"_id": 1, "x": 1}
-        assert "no value" in filling.failures()[1]["error"]["message"]
+        failure = filling.failures()[1]
+        assert failure["state"] == state and "no value" in failure["error"]["message"]
 
     def test_an_output_too_large_for_a_document_fails_alone(self, database: Database[Any]) -> None:
         filling = Filling(database, lambda value: "v" * value)

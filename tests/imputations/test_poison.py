@@ -39,10 +39,10 @@ def poison(value: Any) -> Any:
         return len(bytearray(1 << 40))
     if value == "large":
         return "v" * (17 << 20)
-    if value == "nothing":
-        return None
     if value == "nan":
         return float("nan")
+    if value == "deep":
+        return poison(poison(value))
     if value == "unstorable":
         return object()
     return f"fine {value}"
@@ -65,7 +65,7 @@ POISON = {
     "segv": "ChildDied",
     "memory": "MemoryError",
     "large": "",
-    "nothing": "ValueError",
+    "deep": "RecursionError",
     "nan": "ValueError",
     "unstorable": "",
     "hang": "TimedOut",

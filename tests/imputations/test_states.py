@@ -18,6 +18,8 @@ from superduper.imputations.states import PAGE_READS, STATES, States
 def model(value: Any) -> Any:
     if value == "poison":
         raise ValueError("it is poison")
+    if value == "nothing":
+        return {"value": None, "confidence": 0.2}
     sure = 0.2 if value == "unsure" else 0.9
     return {"value": f"of {value}", "confidence": sure, "runner_up": "the other"}
 
@@ -46,6 +48,7 @@ def one_of_each(filling: Filling) -> dict[Any, str]:
             {"_id": "gone", "x": 2},
             {"_id": "corrected", "x": 2},
             {"_id": "unsure", "x": "unsure"},
+            {"_id": "nothing", "x": "nothing"},
             {"_id": "poison", "x": "poison"},
             {"_id": "no x"},
             {"_id": "hidden", "x": 1, "hidden": True},
@@ -68,6 +71,7 @@ def one_of_each(filling: Filling) -> dict[Any, str]:
         2: "stale",
         "gone": "stale",
         "unsure": "withheld",
+        "nothing": "no_value",
         "poison": "failed",
         "no x": "without_input",
         "hidden": "without_input",
@@ -102,25 +106,29 @@ def test_each_state_lists_its_documents_page_by_page(filling: Filling) -> None:
     withheld = look.page("withheld", [], 10)["documents"][0]
     assert withheld["confidence"] == 0.2 and withheld["runner_up"] == "the other"
     assert look.page("failed", [], 10)["documents"][0]["error"]["message"] == "it is poison"
-    with pytest.raises(InvalidInput, match="withheld, out_of_domain, withdrawn"):
+    with pytest.raises(InvalidInput, match="withheld, no_value, out_of_domain, withdrawn"):
         look.page("done", [], 10)
 
 
 def test_never_tried_unsure_and_nothing_are_told_apart(database: Database[Any]) -> None:
     record = record_of(min_confidence=0.5, watcher=True)
     Imputations(database).create(record)
-    filling = Filling(database, _model_of_nothing, record)
-    filling.docs.insert_many({"_id": each, "x": each} for each in ("untried", "unsure", "nothing"))
-    filling.filler.fill_ids(["unsure", "nothing"])
+    filling = Filling(database, model, record)
+    ids = ("untried", "unsure", "nothing", "poison")
+    filling.docs.insert_many({"_id": each, "x": each} for each in ids)
+    filling.filler.fill_ids(["unsure", "nothing", "poison"])
     rows = {row["document"]: row for each in STATES for row in _listed(filling, each)}
     assert rows["untried"] == {"document": "untried", "state": "pending"}
     assert rows["unsure"]["state"] == "withheld" and rows["unsure"]["confidence"] == 0.2
-    assert rows["nothing"]["state"] == "failed"
+    assert rows["poison"]["state"] == "failed"
+    assert rows["poison"]["error"]["message"] == "it is poison"
+    assert rows["nothing"]["state"] == "no_value" and rows["nothing"]["confidence"] == 0.2
     assert "returned None for 'y'" in rows["nothing"]["error"]["message"]
-
-
-def _model_of_nothing(value: Any) -> Any:
-    return {"value": None, "confidence": 0.9} if value == "nothing" else model(value)
+    found = count_states(database, record)
+    assert [found[each] for each in ("pending", "withheld", "no_value", "failed")] == [1] * 4
+    assert filling.filler.failures.due(2**60, 10)[0]["document"] == "poison", "only that is retried"
+    filling.docs.update_one({"_id": "nothing"}, {"$set": {"x": "something"}})
+    assert states(filling)["nothing"] == "pending", "another input may have one"
 
 
 def _listed(filling: Filling, state: str) -> list[dict[str, Any]]:

@@ -50,9 +50,13 @@ def test_all_in_one(tmp_path: Path, number: signal.Signals, workers: int) -> Non
             assert http.get("/v1/status").json()["database"] == "shop"
         with pymongo.MongoClient[dict[str, Any]](up.ready["address"]) as client:
             assert client["shop"]["docs"].count_documents({}) == 1
-        shown = run("status", "--uri", f"embedded:{path}", "--database", "shop")
+        place = ("--uri", f"embedded:{path}", "--database")
+        alive = ("status", *place, "shop", "--alive")
+        until(lambda: run(*alive).returncode == 0, what="a worker of a database without work")
+        shown = run("status", *place, "shop")
         assert shown.returncode == 0, shown.stderr
-        assert "shop" in shown.stdout
+        assert "shop" in shown.stdout and "No worker" not in shown.stdout
+        assert "No worker is alive" in run("status", *place, "other").stdout
         assert up.end(number) == 0, up.log()
         assert "Traceback" not in up.log()
         assert up.ready["token"] not in up.log()

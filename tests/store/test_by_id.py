@@ -90,6 +90,29 @@ def test_an_update_by_such_an_id_looks_at_few_documents(database: Database[Any])
     assert by_document < 6 * plain  # without the index it is some thirty times as much
 
 
+def test_a_filter_of_any_form_looks_at_few_documents(database: Database[Any]) -> None:
+    docs = database["docs"]
+    docs.insert_many({"_id": each, "n": each % 2} for each in range(3000))
+    odd: list[dict[str, Any]] = [
+        {"$or": [{"n": 1}, {"n": "none"}]},
+        {"$nor": [{"n": 0}]},
+        {"$and": [{"n": 1}]},
+        {"$expr": {"$eq": ["$n", 1]}},
+        {"_id": {"$gte": 0}, "n": 1},
+    ]
+
+    def look(also: dict[str, Any]) -> Callable[[], Any]:
+        def found() -> None:
+            there = find_by_ids(docs, range(10), {"_id": 1}, also)
+            assert sorted(there, key=str) == [{"_id": each} for each in range(1, 10, 2)]
+
+        return found
+
+    plain = _median_seconds([look({"n": 1})] * 10)
+    for also in odd:
+        assert _median_seconds([look(also)] * 5) < 10 * plain, also  # else some fifty times
+
+
 def _median_seconds(acts: list[Callable[[], Any]]) -> float:
     taken = []
     for act in acts:
