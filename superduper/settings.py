@@ -48,6 +48,11 @@ SETTINGS = (
         "500000",
         "Changes an embedded store remembers; who was away for more of them scans.",
     ),
+    Setting(
+        "DEVICE",
+        "auto",
+        "Where models run and imputations are fitted: auto (a GPU if there is one), cpu, cuda:1.",
+    ),
     Setting("CHILD_MEMORY_MB", "8192", "MiB of memory for a process that runs user code."),
     Setting(
         "CHILD_FOLDERS",

@@ -139,15 +139,18 @@ class _Comparing:
         return self.predictor.batch([like[row % len(like)] for row in range(rows)])
 
     def _speedup(self, run: Callable[[Any], Any], batch: Any) -> float:
-        return _seconds(self.predictor.run_plain, batch) / _seconds(run, batch)
+        plain = self.predictor.run_plain
+        return self._seconds(plain, batch) / self._seconds(run, batch)
 
+    def _seconds(self, call: Callable[[Any], Any], batch: Any) -> float:
+        """The time of a call: the least of several, so that others do not count."""
+        from superduper.devices import stopwatch
 
-def _seconds(call: Callable[[Any], Any], batch: Any) -> float:
-    """The processor's time for a call: the least of several, so that others do not count."""
-    call(batch)
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < MEASURE_SECONDS:
-        began = time.thread_time()
+        clock = stopwatch(self.predictor.device)
         call(batch)
-        times.append(time.thread_time() - began)
-    return max(min(times), 1e-9)
+        times: list[float] = []
+        while len(times) < 3 or sum(times) < MEASURE_SECONDS:
+            began = clock()
+            call(batch)
+            times.append(clock() - began)
+        return max(min(times), 1e-9)

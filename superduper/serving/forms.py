@@ -99,15 +99,28 @@ def _is_finite(output: Any) -> bool:
 # The forms ------------------------------------------------------------------------------------
 
 
+def _device_of(batch: Any) -> torch.device:
+    """What a batch, and so the model, computes on."""
+    tensors = (leaf for leaf in tree.tree_leaves(batch) if isinstance(leaf, torch.Tensor))
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+
+def _on_cpus_only(batch: Any) -> None:
+    """Raise NoForm where the model computes on a GPU."""
+    if _device_of(batch).type != "cpu":
+        raise NoForm("it computes on CPUs only, and the model is on a GPU")
+
+
 def _bf16(model: torch.nn.Module, batch: Any) -> Run:
     low, dtype = copy.deepcopy(model).to(torch.bfloat16), collate.floating_dtype(model)
+    device = _device_of(batch)
 
     def back(leaf: Any) -> Any:
         is_low = isinstance(leaf, torch.Tensor) and leaf.dtype == torch.bfloat16
         return leaf.to(dtype) if is_low else leaf
 
     def run(batch: Any) -> Any:
-        given = collate.place(batch, "cpu", torch.bfloat16)
+        given = collate.place(batch, device, torch.bfloat16)
         return tree.tree_map(back, collate.call(low, given))
 
     if dtype in (None, torch.bfloat16):
@@ -118,6 +131,7 @@ def _bf16(model: torch.nn.Module, batch: Any) -> Run:
 def _int8(model: torch.nn.Module, batch: Any) -> Run:
     from torch.ao.quantization import quantize_dynamic
 
+    _on_cpus_only(batch)
     layers = {torch.nn.Linear}
     if not any(type(module) in layers for module in model.modules()):
         raise NoForm("it has no linear layer")
@@ -140,6 +154,7 @@ def _int8_engine() -> Iterator[None]:
 
 
 def _onnx(model: torch.nn.Module, batch: Any) -> Run:
+    _on_cpus_only(batch)
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  torch's exporter is written with it

@@ -3,11 +3,12 @@
 It is given values as they are stored and gives back outputs as they can be stored.
 """
 
+import functools
 import gc
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -18,10 +19,13 @@ from superduper.serving.agreement import Limits
 from superduper.serving.choice import choose
 from superduper.serving.failures import Failure, each
 from superduper.serving.pieces import OpenAnswers
-from superduper.serving.predictor import Place, Predictor
+from superduper.serving.predictor import Place, Predictor, is_module
 from superduper.serving.stored import decoding, describe, predict_stored, seen, to_stored
 from superduper.serving.vectors import VectorOutcomes, Vectors
 from superduper.store.unsealing import load
+
+if TYPE_CHECKING:
+    import torch
 
 Message = dict[str, Any]
 
@@ -41,20 +45,34 @@ class Hosted:
     def __init__(self, place: Place) -> None:
         self._place = place
         self._predictor: Predictor | None = None
+        self._end_if_lost: Callable[[], None] | None = None
         self._answers = OpenAnswers()
 
     def handlers(self) -> dict[str, Callable[[Message], Message]]:
         """The operations by name."""
-        return {
-            "load": self.load,
-            "predict": self.predict,
-            "explain": self.explain,
-            "open_answer": self.open_answer,
-            "next_piece": self.next_piece,
-            "close_answer": self.close_answer,
-            "try_sample": self.try_sample,
-            "choose_form": self.choose_form,
-        }
+        operations = (
+            self.load,
+            self.predict,
+            self.explain,
+            self.open_answer,
+            self.next_piece,
+            self.close_answer,
+            self.try_sample,
+            self.choose_form,
+        )
+        return {operation.__name__: self._watched(operation) for operation in operations}
+
+    def _watched(self, operation: Callable[[Message], Message]) -> Callable[[Message], Message]:
+        """The operation; if the GPU is lost by it, nothing is answered and this process ends."""
+
+        def run(message: Message) -> Message:
+            try:
+                return operation(message)
+            finally:
+                if self._end_if_lost is not None:
+                    self._end_if_lost()
+
+        return run
 
     def load(self, message: Message) -> Message:
         """Verify and unpickle the component, get ready, and tell what it is."""
@@ -65,6 +83,7 @@ class Hosted:
                 parts["object"],
                 parts["preprocess"],
                 parts["postprocess"],
+                device=self._device(parts["object"], message["device"]),
                 domain=_domain(parts["domain"]),
                 place=self._place,
             )
@@ -76,6 +95,7 @@ class Hosted:
             "type": type_name(parts["object"]),
             "load_ms": round((time.monotonic() - began) * 1000),
             "memory_mb": _memory_mb(),
+            **self._device_told(),
         }
         if self._predictor is not None:
             details["has_confidence"] = self._predictor.has_confidence
@@ -84,6 +104,29 @@ class Hosted:
             torch_reads = self._predictor.style != "estimator" and tensors.loaded("torch")
             details["reads_float32"] = bool(torch_reads)
         return details
+
+    def _device_told(self) -> Message:
+        """The name of the GPU that a model computes on, and what of its memory is held for it."""
+        if self._predictor is None or str(self._predictor.device) == "cpu":
+            return {}
+        from superduper import devices
+
+        device = devices.device_of(self._predictor.device)
+        return {
+            "device": devices.device_name(device),
+            "gpu_memory_mb": devices.memory_mb(device),
+        }
+
+    def _device(self, model: Any, name: str) -> "torch.device | str":
+        """Where a model computes: a module on the device of that name, anything else where it
+        likes."""
+        if not is_module(model):
+            return "cpu"
+        from superduper import devices  # which needs torch
+
+        device = devices.child_device(name)
+        self._end_if_lost = functools.partial(devices.end_if_lost, device)
+        return device
 
     def choose_form(self, message: Message) -> Message:
         """Try faster forms of the model on some inputs, and use one that earns it; see `choice`."""

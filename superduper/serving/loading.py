@@ -4,6 +4,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from superduper import settings
 from superduper.errors import ChildDied, SuperduperError, TimedOut, UserCodeError
 
 Payload = Mapping[str, Any]
@@ -57,7 +58,13 @@ def modules_of(payload: Payload) -> tuple[str, ...]:
 def load(child: Child, payload: Payload, kind: str, name: str) -> dict[str, Any]:
     """Start a child and have it load a component; what it tells of it. Raises what can happen."""
     child.start(modules_of(payload))
-    request = {"op": "load", "kind": kind, "name": name, "payload": payload}
+    request = {
+        "op": "load",
+        "kind": kind,
+        "name": name,
+        "payload": payload,
+        "device": settings.get("DEVICE"),
+    }
     return child.request(request, LOAD_SECONDS)
 
 

@@ -32,6 +32,8 @@ from superduper.serving.failures import CONTAINED, Failure, contain, describe_er
 from superduper.serving.rows import Outcome, Pieces, Row, chance, marked, plain, split, to_outcome
 
 if TYPE_CHECKING:
+    import torch
+
     from superduper.serving.domain import Domain
 
 Style = Literal["batch", "estimator", "function"]
@@ -77,8 +79,9 @@ class Predictor:
     """A model with what comes before and after it.
 
     `preprocess` and `postprocess` win over the model's own methods of these names. A module is
-    moved to `device`; its training mode is after each call what it was before. With a `domain` it
-    is told of each outcome whose sample is not in it: `"out_of_domain"`, see `Domain.outside`.
+    moved to `device`, anything else computes where it likes; its training mode is after each call
+    what it was before. With a `domain` it is told of each outcome whose sample is not in it:
+    `"out_of_domain"`, see `Domain.outside`.
     """
 
     def __init__(
@@ -86,13 +89,12 @@ class Predictor:
         model: Any,
         preprocess: Callable[[Any], Any] | None = None,
         postprocess: Callable[[Any], Any] | None = None,
-        device: str = "cpu",
+        device: "str | torch.device" = "cpu",
         domain: "Domain | None" = None,
         place: Place | None = None,
     ) -> None:
         self.model = model
         self.style = style_of(model)
-        self.device = device
         self.domain = domain
         self._preprocess = preprocess or _method(model, "preprocess")
         self._preprocess_batch = None if preprocess else _method(model, "preprocess_batch")
@@ -105,7 +107,8 @@ class Predictor:
         """How long each stage of the last prediction took."""
         self.faster: Faster | None = None
         """Another form of a module, called with batches in its place; see `forms`."""
-        self.is_module = _is_module(model)
+        self.is_module = is_module(model)
+        self.device = device if self.is_module else "cpu"
         if self.is_module:
             model.to(device)
 
@@ -376,9 +379,10 @@ class Predictor:
 def _method(model: Any, name: str) -> Callable[..., Any] | None:
     # A layer of that name is a part of forward, not a method for us.
     method = getattr(model, name, None)
-    return method if callable(method) and not _is_module(method) else None
+    return method if callable(method) and not is_module(method) else None
 
 
-def _is_module(model: Any) -> bool:
+def is_module(model: Any) -> bool:
+    """Whether it is a torch module."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(model, torch.nn.Module)

@@ -1,4 +1,4 @@
-"""Devices, and mixed precision: the forward pass and the loss in 16 bits, weights and steps in 32.
+"""Mixed precision: the forward pass and the loss in 16 bits, weights and steps in 32.
 
 bf16 has the range of float32 and needs nothing more. In fp16 small gradients would become 0: the
 loss is scaled up before it goes backward and the gradients down again before they are used; a step
@@ -62,24 +62,6 @@ class MixedPrecision:
         """Go on from a state."""
         if self._scaler is not None and state:
             self._scaler.load_state_dict(dict(state))
-
-
-def default_device() -> torch.device:
-    """A GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def device_of(name: str | torch.device) -> torch.device:
-    """The device of a name, or of "auto", which is a GPU if there is one.
-
-    Raises InvalidInput if this machine has none of that name.
-    """
-    try:
-        device = default_device() if name == "auto" else torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InvalidInput(f"there is no device {str(name)!r} here: {error!s:.200}") from error
-    return device
 
 
 def compile_module(module: torch.nn.Module, backend: bool | str) -> None:

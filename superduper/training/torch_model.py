@@ -9,9 +9,10 @@ import numpy
 import torch
 from safetensors.torch import load
 
+from superduper.devices import device_of
 from superduper.errors import InvalidInput
 from superduper.training.optimizers import check_trained, forget_gradients
-from superduper.training.precision import MixedPrecision, compile_module, device_of
+from superduper.training.precision import MixedPrecision, compile_module
 from superduper.training.run_folder import write_whole
 from superduper.training.weights import copy_of_state, weights_blob
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from superduper.devices import device_of
 from superduper.errors import InvalidInput
 from superduper.training.batch_results import (
     Results,
@@ -31,7 +32,7 @@ from superduper.training.multiple_optimizers import MultipleOptimizers
 from superduper.training.named_policies import NamedPolicies
 from superduper.training.optimizers import check_trained
 from superduper.training.policies import NaNStop, Policy
-from superduper.training.precision import compile_module, device_of
+from superduper.training.precision import compile_module
 from superduper.training.run_folder import RunFolder
 from superduper.training.run_record import RunRecord, describe_data
 from superduper.training.trainer_objective import BatchObjective

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from superduper.devices import device_of
 from superduper.errors import InvalidInput
 from superduper.training import TorchModel, Trainer
 from superduper.training.checkpoints import Checkpoints
@@ -16,7 +17,7 @@ from superduper.training.graph import Graph, Node
 from superduper.training.objective import Objective, Term
 from superduper.training.optimizers import optimizer_of
 from superduper.training.policies import Policy, StopRun
-from superduper.training.precision import MixedPrecision, device_of
+from superduper.training.precision import MixedPrecision
 from superduper.training.sources import tensor_source
 from superduper.training.weights import weights_hash
 

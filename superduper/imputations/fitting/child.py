@@ -19,6 +19,7 @@ import torch
 from bson.codec_options import CodecOptions, DatetimeConversion
 from safetensors.torch import save
 
+from superduper.devices import child_device, device_name, train_repeatably
 from superduper.errors import InvalidInput
 from superduper.imputations.fitting.domain import FoldRows, check_inputs, fit_domain
 from superduper.imputations.fitting.folds import Fold as FoldName
@@ -31,7 +32,7 @@ from superduper.imputations.fitting.records import (
     model_target,
     raw_target,
 )
-from superduper.imputations.fitting.reports import Reporter, Saver, device_name
+from superduper.imputations.fitting.reports import Reporter, Saver
 from superduper.imputations.fitting.stage import Parts, Settings, StageMaker
 from superduper.imputations.fitting.trainer import check_trainer
 from superduper.jobs.channel import Channel, Message, serve
@@ -43,7 +44,6 @@ from superduper.training.distributed import GroupEngine, HandedBatches, engine_o
 from superduper.training.engine import Engine, Plan, Stage, evaluate
 from superduper.training.group import Group
 from superduper.training.policies import BestWeights, NaNStop, Patience, check_watched
-from superduper.training.precision import default_device
 from superduper.training.randomness import seed_everything
 from superduper.training.ranking import is_cost
 from superduper.training.weights import copy_of_state, weights_blob, weights_hash
@@ -78,7 +78,6 @@ class Fitting:
 
     def __init__(self, send: Callable[[Message], None]) -> None:
         self.send = send
-        self.device = default_device()
         self._example: Any = None
 
     # Loading ---------------------------------------------------------------------------------
@@ -86,6 +85,8 @@ class Fitting:
     def load(self, message: Message) -> Message:
         """Load the components and get ready for documents."""
         torch.set_num_threads(1)
+        self.device = child_device(message["device"])
+        train_repeatably(self.device)
         self._loaded = message
         self.settings = Settings(**message["settings"])
         self.out_of_domain: float | None = message["out_of_domain"]
@@ -240,7 +241,9 @@ class Fitting:
     def _shared(self, stage: Stage) -> AbstractContextManager[Group | None]:
         """The other processes of this fit, if it is to have some."""
         sizes = {name: fold.n for name, fold in self.records.folds.items()}
-        given = (self._loaded, sizes, self._example)
+        # Each of them sees one GPU only, which is the first to it.
+        loaded = {**self._loaded, "device": self.device.type}
+        given = (loaded, sizes, self._example)
         return shared_by(self.settings.processes, stage.graph, help_with_fit, *given)
 
     def _engine(self, stage: Stage, group: Group | None) -> tuple[Engine, BestWeights]:

@@ -233,6 +233,7 @@ class _Fit:
         training = {key: self.record.spec.get(key) for key in _TRAINING}
         message = {
             "op": "load",
+            "device": settings.get("DEVICE"),
             "folder": str(folder),
             "records": RECORDS,
             "settings": {**training, "seed": self.seed},

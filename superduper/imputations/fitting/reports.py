@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from superduper.errors import NotReady
 from superduper.imputations.fitting.trainer import Summaries
 from superduper.jobs.channel import Message
@@ -136,8 +134,3 @@ class Saver(Policy):
         now = time.monotonic()
         if self.seconds:
             self._due = now + max(self.seconds, (now - began) / SAVING_SHARE)
-
-
-def device_name(device: torch.device) -> str:
-    """A device's name, as a run records it."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
