@@ -23,8 +23,8 @@ NAMES = (
     "training.digits",
     "training.epochs",
 )
-#: Run only when they are named: they take tens of minutes.
-LONG = ("scale",)
+#: Run only when they are named: tens of minutes, or a GPU, are needed.
+NAMED = ("scale", "gpu")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -34,8 +34,8 @@ def main() -> None:
     parser.add_argument(
         "names",
         nargs="*",
-        choices=[*NAMES, *LONG, []],
-        help=f"which; default: all but {', '.join(LONG)}",
+        choices=[*NAMES, *NAMED, []],
+        help=f"which; default: all but {', '.join(NAMED)}",
     )
     parser.add_argument("--small", action="store_true", help="a tenth of the size, to try it out")
     options = parser.parse_args()

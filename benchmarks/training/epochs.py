@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.place import CLASSES, DIM, Wide, store, until, worker
+from superduper.devices import default_device, device_name
 
 BATCH = 64
 HIDDEN = 128
@@ -38,7 +39,8 @@ def _by_index(x: torch.Tensor, y: torch.Tensor) -> Iterator[Any]:
 
 def _by_hand(x: torch.Tensor, y: torch.Tensor, batches: Batches) -> tuple[float, float]:
     """Microseconds of CPU and wall per step of a plain loop that validates after each epoch."""
-    model, loss = Wide(HIDDEN), torch.nn.CrossEntropyLoss()
+    device = default_device()
+    model, loss = Wide(HIDDEN).to(device), torch.nn.CrossEntropyLoss()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     tenth = len(x) // VALID
     train, valid = slice(2 * tenth, None), slice(0, tenth)
@@ -47,13 +49,13 @@ def _by_hand(x: torch.Tensor, y: torch.Tensor, batches: Batches) -> tuple[float,
         model.train()
         for inputs, labels in batches(x[train], y[train]):
             optimizer.zero_grad()
-            loss(model(inputs), labels).backward()
+            loss(model(inputs.to(device)), labels.to(device)).backward()
             optimizer.step()
             steps += 1
         model.eval()
         with torch.no_grad():
             for inputs, labels in zip(x[valid].split(BATCH), y[valid].split(BATCH), strict=True):
-                loss(model(inputs), labels).item()
+                loss(model(inputs.to(device)), labels.to(device)).item()
     spent = time.process_time() - cpu, time.perf_counter() - wall
     return spent[0] / steps * 1e6, spent[1] / steps * 1e6
 
@@ -134,6 +136,7 @@ def run(small: bool) -> dict[str, Any]:
     wall = {name: statistics.median(wall for _, wall in each) for name, each in rounds.items()}
     return {
         "documents": count,
+        "device": device_name(default_device()),
         "epochs": EPOCHS,
         "cpu_microseconds_per_step": {**cpu, "ours": ours.pop("cpu")},
         "wall_microseconds_per_step": {**wall, "ours": (own := ours.pop("wall"))},
