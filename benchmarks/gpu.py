@@ -180,5 +180,5 @@ def run(small: bool) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "training": _training(20_000 if small else 200_000),
-        "predictions": _predictions(2_560 if small else 25_600),
+        "predictions": _predictions(2_560 if small else 10_240),
     }

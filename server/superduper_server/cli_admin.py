@@ -149,6 +149,7 @@ def doctor(as_json: bool) -> None:
         "packages": [{"package": name, "version": _version(name)} for name in PACKAGES],
         "servers": _servers(),
         "home": _home(),
+        "models compute on": _device(),
         "user code": _boundaries(),
         "settings": _settings(),
         "database": _database(),
@@ -224,6 +225,16 @@ def _boundaries() -> str:
     return (
         f"held to: {', '.join(held) or 'nothing'}; not held to: {', '.join(missing) or 'nothing'}"
     )
+
+
+def _device() -> str:
+    """What models compute on, as their processes see it."""
+    try:
+        from superduper.jobs.boundaries import device
+
+        return device()
+    except (SuperduperError, ImportError) as error:
+        return f"cannot be tried out: {error}"
 
 
 def _settings() -> list[dict[str, Any]]:

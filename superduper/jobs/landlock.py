@@ -65,8 +65,10 @@ def restrict(writable: Iterable[str], *, network: bool) -> Held:
     size = ctypes.sizeof(wanted)
     ruleset = syscall(CREATE_RULESET, ctypes.byref(wanted), size, 0)
     try:
-        # Devices are written to (the null device, GPUs), and none is made.
-        allowed = {"/dev": WRITE_FILE | (changes & TRUNCATE), "/dev/shm": changes}
+        # Devices are written to (the null device, GPUs), and none is made. Threads are given
+        # names in /proc, without which CUDA does not start.
+        written = WRITE_FILE | (changes & TRUNCATE)
+        allowed = {"/dev": written, "/proc/self/task": written, "/dev/shm": changes}
         _allow(ruleset, {**allowed, **dict.fromkeys(writable, changes)})
         syscall(RESTRICT_SELF, ruleset, 0)
     finally:

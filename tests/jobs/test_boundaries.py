@@ -57,6 +57,8 @@ def test_files_can_be_changed_in_its_own_folders_only(child: Child, tmp_path: Pa
     assert refused(child, "write", path="inside") is None
     assert refused(child, "write", path="/dev/null") is None
     assert refused(child, "write", path="/dev/forged") == "EACCES"
+    assert refused(child, "write", path="/proc/thread-self/comm") is None  # as CUDA does
+    assert refused(child, "write", path=f"/proc/{os.getpid()}/comm") == "EACCES"
     assert held(child)["files"]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from pymongo.database import Database
 
@@ -273,6 +274,8 @@ def test_the_doctor(invoke: Invoke, monkeypatch: pytest.MonkeyPatch, home: str) 
     assert {"package": "torch", "version": report["torch"]} in report["packages"]
     assert "127.0.0.1" in report["database"]
     assert home in report["home"]
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    assert report["models compute on"] == (gpu or "cpu")
     shown = invoke("doctor").stdout
     assert "geheim" not in shown
     assert "servers" in shown

@@ -78,6 +78,7 @@ def test_the_same_objects_can_go_on(tmp_path: Path, straight: tuple[str, Any]) -
         torch.optim.AdamW,
         accumulate=3,
         clip=0.5,
+        device="cpu",
     )
     batches = stream()
     for at, act in ((9, stop), (12, interrupt)):
