@@ -1,6 +1,7 @@
 """Models in real child processes: what they answer, and what they cannot do to us."""
 
 import sys
+import sysconfig
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -349,7 +350,7 @@ def test_a_missing_module_is_named(
     import types
 
     module = types.ModuleType("imaginary_package")
-    module.__file__ = f"{sys.prefix}/lib/python3.11/site-packages/imaginary_package.py"
+    module.__file__ = f"{sysconfig.get_path('purelib')}/imaginary_package.py"
     exec("class Model:\n    def predict(self, many): return many", module.__dict__)
     module.Model.__module__ = "imaginary_package"
     monkeypatch.setitem(sys.modules, "imaginary_package", module)
