@@ -6,12 +6,15 @@ answer keeps its connection for ever there. A body's own deadline is in `limits.
 
 import asyncio
 import resource
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from superduper.errors import SuperduperError
 from superduper_server.fast import FastPath
 from superduper_server.fast_lane import FastLane, Heads
 from superduper_server.ledger import Ledger, OwnLedger
@@ -19,6 +22,8 @@ from superduper_server.limits import Limits
 
 # Files that the server needs beside its connections: the database's sockets, pipes, key files.
 SPARE_FILES = 256
+# Whoever is in between may heed another one of two.
+ONCE = frozenset({b"authorization", b"content-type", b"host"})
 ALL = "connections"
 """In the ledger, where no address has this name."""
 
@@ -40,12 +45,19 @@ class Connections:
         return Connection(self, **parts)
 
     def admit(self, address: str) -> bool:
-        """Count one more, unless there are too many."""
+        """Count one more, unless there are too many or it cannot be counted."""
+        try:
+            admitted = self._count(address)
+        except SuperduperError:
+            admitted = False
+        self.refused += not admitted
+        return admitted
+
+    def _count(self, address: str) -> bool:
         ledger = self._ledger
         with ledger:
             is_room = ledger.held(ALL) < self.most
             if not is_room or ledger.held(address) >= self.limits.address_connections:
-                self.refused += 1
                 return False
             ledger.hold(address, 1)
             ledger.hold(ALL, 1)
@@ -128,6 +140,9 @@ class Connection(FastLane):
         if length > self.limits.head_bytes or len(self.headers) > self.limits.headers:
             self._refuse(431, "the request's head is too long")
             raise httptools.HttpParserError("head too long")
+        if not ONCE.isdisjoint(_twice(name for name, _ in self.headers)):
+            self._refuse(400, "a header that must be there once is there twice")
+            raise httptools.HttpParserError("header twice")
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -198,6 +213,10 @@ class Connection(FastLane):
             self.transport.abort()
         else:
             self._watch_reader(waiting)
+
+
+def _twice(names: Iterable[bytes]) -> set[bytes]:
+    return {name for name, count in Counter(names).items() if count > 1}
 
 
 def _files_allowed() -> int:

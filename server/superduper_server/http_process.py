@@ -17,6 +17,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
+from superduper.errors import SuperduperError
 from superduper.jobs.channel import Message
 from superduper.jobs.kernel import conceal
 from superduper.service import Service
@@ -32,6 +33,7 @@ from superduper_server.shared_ledger import SharedLedger
 
 FIGURES_SECONDS = 5.0
 HANDED_AT_ONCE = 16
+PING = "ping"
 TAKEN = "taken"
 """In the ledger: the connections that a process has ever taken at its door."""
 
@@ -53,6 +55,7 @@ class Together:
         self._hosts = hosts
         self._link: Link | None = None
         self._take: Callable[[socket.socket], None] | None = None
+        self._uncounted = 0
 
     async def begin(self, registry: CollectorRegistry, hear: Hear) -> None:
         """Be reached by the hub."""
@@ -60,6 +63,8 @@ class Together:
         async def answer(name: str, fields: Message) -> Any:
             if name == "figures":
                 return snapshot(registry)
+            if name == PING:
+                return {}
             hear(fields)
             return {}
 
@@ -97,8 +102,10 @@ class Together:
         if not signs:  # the hub is gone, as the link tells too
             asyncio.get_running_loop().remove_reader(self._door)
             return False
-        with self.ledger:
-            self.ledger.hold(TAKEN, len(files))
+        self._uncounted += len(files)
+        with suppress(SuperduperError), self.ledger:  # else they are counted with the next
+            self.ledger.hold(TAKEN, self._uncounted)
+            self._uncounted = 0
         for file in files:
             connection = socket.socket(fileno=file)
             connection.setblocking(False)

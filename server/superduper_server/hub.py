@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from pymongo.database import Database
 
 from superduper import settings
-from superduper.errors import SuperduperError
+from superduper.errors import SuperduperError, TimedOut
 from superduper.imputations.hosting import open_hosts
 from superduper.jobs.channel import Message
 from superduper.serving.hosts import Hosts
@@ -28,7 +28,7 @@ from superduper.store.forms import Forms
 from superduper.store.registry import Registry
 from superduper.store.signing import Keyring
 from superduper_server.connections import ALL
-from superduper_server.http_process import TAKEN
+from superduper_server.http_process import PING, TAKEN
 from superduper_server.loop_batcher import LoopBatcher
 from superduper_server.member import Member
 from superduper_server.merged_figures import growing, merged, snapshot
@@ -45,6 +45,8 @@ ACCEPTED_AT_ONCE = 64
 BREATH_SECONDS = 0.05
 NEWS_SECONDS = 5.0
 FIGURES_SECONDS = 2.0
+PING_SECONDS = 3.0
+MISSED_PINGS = 2
 PAUSES = (0.0, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Before an HTTP process is started again, by how many before it died young."""
 YOUNG_SECONDS = 10.0
@@ -141,7 +143,9 @@ class Hub:
             await member.start({**self._told, "unloaded": sorted(self._unloaded)}, self._file)
             if self._stopping.is_set():
                 member.send_signal(signal.SIGTERM)
+            watching = loop.create_task(self._end_if_stuck(member))
             code = await member.ended()
+            watching.cancel()
             has_been_ready |= member.was_ready
             self._gone, member.figures = merged([self._gone, growing(member.figures)]), []
             self._ledger.empty(index)
@@ -161,6 +165,27 @@ class Hub:
             with suppress(TimeoutError):
                 pause = PAUSES[min(deaths, len(PAUSES) - 1)]
                 await asyncio.wait_for(self._stopping.wait(), pause)
+
+    async def _end_if_stuck(self, member: Member) -> None:
+        """Kill an HTTP process that was stopped: it keeps its connections, and maybe a lock."""
+        missed = 0
+        while missed < MISSED_PINGS:
+            await asyncio.sleep(PING_SECONDS)
+            if not member.is_ready or self._stopping.is_set():
+                continue
+            try:
+                await member.call(PING, PING_SECONDS)
+                missed = 0
+            except TimedOut:
+                missed += 1
+            except SuperduperError:
+                return  # it has ended
+        logger.error(
+            "HTTP process %d does not answer and is ended",
+            member.index,
+            extra={"event": "server.process_stuck"},
+        )
+        member.send_signal(signal.SIGKILL)
 
     async def _end(self, kept: "list[asyncio.Task[None]]") -> None:
         """Let the HTTP processes finish what was begun, then end the models."""

@@ -11,7 +11,10 @@ REMEMBERED = 10_000
 
 
 class Ledger(Protocol):
-    """As a context it is this process's alone: what is looked up and changed inside holds."""
+    """As a context it is this process's alone: what is looked up and changed inside holds.
+
+    Entering it raises NotReady where another process does not leave it.
+    """
 
     def __enter__(self) -> None: ...
 

@@ -3,24 +3,29 @@
 A row is for one name: its hash, a value and its time, and a column for each process with what that
 process holds, which nobody else writes. So what a killed process held can be given back by emptying
 its column. Rows are taken and changed under a lock of the kernel's, which a killed process cannot
-keep.
+keep; one that was stopped can, until the hub ends it, and meanwhile nobody waits long for it.
 """
 
 import fcntl
 import mmap
 import os
 import tempfile
+import time
 from hashlib import blake2b
 
 import numpy as np
 
-from superduper.errors import TooManyRequests
+from superduper.errors import NotReady, TooManyRequests
 from superduper_server.ledger import REMEMBERED
 
 ROWS = 1 << 15
 PROBES = 8
 KEY, VALUE, AT, HELD = range(4)
 WORD_BYTES = 8
+# It is had for microseconds: who has it for longer does not run.
+PATIENCE_SECONDS = 0.25
+LITTLE_PATIENCE_SECONDS = 0.002
+TRY_SECONDS = 0.0002
 
 
 class SharedLedger:
@@ -36,9 +41,24 @@ class SharedLedger:
         self._real = memoryview(memory).cast("B").cast("d")
         self._table = np.frombuffer(memory, "<i8").reshape(ROWS, self._width)
         self._keys: dict[str, tuple[int, int]] = {}
+        self._patience = PATIENCE_SECONDS
 
     def __enter__(self) -> None:
-        fcntl.lockf(self._file, fcntl.LOCK_EX)
+        """Raises NotReady if another process keeps the lock; the event loop must go on."""
+        deadline = time.monotonic() + self._patience
+        while not self._lock():
+            if time.monotonic() > deadline:
+                self._patience = LITTLE_PATIENCE_SECONDS
+                raise NotReady("a process of this server does not go on: try again in a moment")
+            time.sleep(TRY_SECONDS)
+        self._patience = PATIENCE_SECONDS
+
+    def _lock(self) -> bool:
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
     def __exit__(self, *_: object) -> None:
         fcntl.lockf(self._file, fcntl.LOCK_UN)

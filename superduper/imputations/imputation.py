@@ -181,6 +181,8 @@ class Imputations:
                 f"collection {record.collection!r} already has an imputation {record.name!r} with "
                 "other settings: delete it first, or choose another name"
             ) from error
+        # Who was filling when an earlier one was deleted may have noted something after that.
+        self._forget(record)
         return record
 
     def _last_version(self, record: ImputationRecord) -> int:
@@ -192,10 +194,11 @@ class Imputations:
     def delete(self, record: ImputationRecord) -> None:
         """Forget an imputation and its failures; documents and versions stay."""
         self.documents.delete_one({"_id": record.id})
-        self.database["superduper.failures"].delete_many({"imputation": record.id})
-        self.database["superduper.layers"].delete_many({"imputation": record.id})
-        self.database["superduper.corrections"].delete_many({"imputation": record.id})
-        self.database["superduper.ranges"].delete_many({"imputation": record.id})
+        self._forget(record)
+
+    def _forget(self, record: ImputationRecord) -> None:
+        for name in ("failures", "layers", "corrections", "ranges"):
+            self.database[f"superduper.{name}"].delete_many({"imputation": record.id})
         self.database["superduper.tallies"].delete_one({"_id": record.id})
 
     # Changing --------------------------------------------------------------------------------

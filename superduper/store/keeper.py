@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from superduper.errors import NotReady
@@ -26,6 +27,8 @@ USERS_TICKS = 2  # look for users each so many ticks
 IDLE_LOOKS = 2  # close after so many looks without any
 HEALTH_TICKS = 8
 BROKEN_LOOKS = 2  # a server that is broken so many times in a row is started anew
+HUNG_SECONDS = 30.0  # so is one that for so long is silent and uses less of the processor than this
+HUNG_CPU_SECONDS = 0.5
 START_ATTEMPTS = 3
 READY_SECONDS = 120.0  # a large log may have to be replayed
 WORKER_GRACE_SECONDS = 10.0
@@ -121,6 +124,30 @@ class Kept:
         self._process = None
 
 
+class Silence:
+    """How long a process has answered nothing and done nothing: one that is busy does something."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._since: float | None = None
+        self._used = 0.0
+
+    def seconds(self, *, silent: bool, used: float) -> float:
+        """The seconds until now; `used` is the processor time of the process so far."""
+        if not silent:
+            self._since = None
+            return 0.0
+        if self._since is None or not 0 <= used - self._used < HUNG_CPU_SECONDS:
+            self._since, self._used = self._clock(), used
+        return self._clock() - self._since
+
+
+def processor_seconds(pid: int) -> float:
+    """The processor time that a process has used. Raises OSError if it is gone."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def reserve_port(wanted: int) -> tuple[int, socket.socket]:
     """A free loopback port, the wanted one if it is free, and the socket that keeps it so.
 
@@ -156,6 +183,7 @@ class Keeper:
         self._worker_users = Lock(folder.worker_lock)
         self._idle = 0
         self._broken = 0
+        self._silence = Silence()
         self._ended = False
 
     def run(self) -> None:
@@ -216,12 +244,24 @@ class Keeper:
 
     def _kill_if_broken(self) -> None:
         """End a server that is up and can do nothing; it recovers when it is started again."""
-        broken = self._store.running and self.server.is_broken(self._port)
-        self._broken = self._broken + 1 if broken else 0
-        if self._broken >= BROKEN_LOOKS:
-            logger.error("the server fails at everything: starting it anew")
+        if not self._store.running:
+            return
+        health = self.server.health(self._port)
+        self._broken = self._broken + 1 if health == "broken" else 0
+        hangs = self._hangs(silent=health == "silent")
+        if hangs or self._broken >= BROKEN_LOOKS:
+            what = "hangs" if hangs else "fails at everything"
+            logger.error("the server %s: starting it anew", what)
             self._store.kill()
-            self._broken = 0
+            self._broken, self._silence = 0, Silence()
+
+    def _hangs(self, *, silent: bool) -> bool:
+        assert self._store.pid is not None  # it runs
+        try:
+            used = processor_seconds(self._store.pid)
+        except OSError:  # another system, or it has just ended
+            return False
+        return self._silence.seconds(silent=silent, used=used) > HUNG_SECONDS
 
     def _users_gone(self) -> bool:
         """Whether nobody is attached any more; then new users wait for the lock until the end."""

@@ -13,7 +13,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import bson
 
@@ -36,6 +36,8 @@ OPLOG_SECONDS = 86_400
 INTERNAL_ERROR = 1
 ALREADY_INITIALIZED = 23
 OP_MSG = 2013
+
+Health = Literal["well", "broken", "silent"]
 
 
 @dataclass(frozen=True)
@@ -77,16 +79,18 @@ class Server:
             pass  # not listening yet
         return False
 
-    def is_broken(self, port: int) -> bool:
-        """Whether it is up but can do nothing any more, as SecantusDB after its disk was full.
+    def health(self, port: int) -> Health:
+        """Whether it works, can do nothing any more (SecantusDB after its disk was full), or is
+        silent: then it is busy, or hangs.
 
-        A mongod ends by itself then. One that does not answer may only be busy.
+        A mongod that can do nothing ends by itself.
         """
         try:
             reply = ask(port, {"find": "health", "limit": 1, "singleBatch": True})
         except OSError:
-            return False
-        return self.name != MONGOD and reply.get("code") == INTERNAL_ERROR
+            return "silent"
+        broken = self.name != MONGOD and reply.get("code") == INTERNAL_ERROR
+        return "broken" if broken else "well"
 
 
 def _join_replica_set(port: int) -> None:

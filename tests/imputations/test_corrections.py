@@ -79,6 +79,17 @@ def test_a_correction_is_listed_once_though_its_worker_is_killed(
     }
 
 
+def test_who_takes_the_provenance_away_makes_a_value_theirs(
+    filling: Filling, corrections: Corrections
+) -> None:
+    filling.docs.update_one({"_id": 1}, {"$unset": {"_fill.y": ""}})
+    filling.docs.update_one({"_id": 1}, {"$set": {"x": "changed"}})
+    filling.filler.fill_ids([1])
+    assert filling.docs.find_one({"_id": 1}, {"y": 1}) == {"_id": 1, "y": "of 1"}
+    assert [each["_id"] for each in documents(filling.database, record_of())] == [1]
+    assert corrections.count() == 0
+
+
 def test_each_fill_of_a_field_can_be_corrected(filling: Filling, corrections: Corrections) -> None:
     for value in ("mine", "mine again"):
         filling.docs.update_one({"_id": 2}, {"$set": {"y": value}})

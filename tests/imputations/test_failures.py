@@ -8,8 +8,10 @@ from bson import ObjectId
 from filling import Filling, describe, record_of
 from pymongo.database import Database
 
+from superduper.errors import AlreadyExists
 from superduper.imputations import failures
 from superduper.imputations.failures import Case, Failures, key_of
+from superduper.imputations.imputation import Imputations
 from superduper.imputations.provenance import input_hash
 
 IDS: list[Any] = [1, "1", ObjectId("0123456789abcdef01234567"), {"a": 1}, None, 2.5]
@@ -241,3 +243,18 @@ def test_what_killed_one_version_is_tried_by_itself_with_the_next(database: Data
     second.filler.retry(due)
     assert second.failures() == {}
     assert second.docs.count_documents({"y": {"$exists": True}, "_fill.y.version": 2}) == 3
+
+
+def test_what_was_noted_after_a_deletion_is_forgotten(database: Database[Any]) -> None:
+    """Or a note that is for every version would keep the next imputation from filling."""
+    imputations = Imputations(database)
+    record = imputations.create(record_of(model="model"))
+    imputations.delete(record)
+    kept = Failures(database, record.id)
+    kept.clear_values([Case("late", "its input", 1)], 0)
+    imputations.create(record)
+    assert kept.known(["late"]) == {}
+    kept.clear_values([Case("of this one", "its input", 1)], 0)
+    with pytest.raises(AlreadyExists):
+        imputations.create(record)
+    assert len(kept.known(["of this one"])) == 1

@@ -114,6 +114,15 @@ def test_a_head_that_is_too_long_is_told(server: Server, head: bytes) -> None:
     assert said.startswith(b"HTTP/1.1 431 ") and said.endswith(b"}}"), said[:200]
 
 
+@pytest.mark.parametrize("name", [b"Host", b"host", b"Authorization", b"Content-Type"])
+def test_a_header_that_is_there_twice_is_refused(server: Server, name: bytes) -> None:
+    """Whoever is in between may have believed the other one."""
+    both = name + b": one\r\n" + name.upper() + b": two\r\n"
+    with connected(server.url, HEAD, both, b"\r\n") as connection:
+        said = answer_of(connection)
+    assert said.startswith(b"HTTP/1.1 400 ") and b"twice" in said, said[:200]
+
+
 def test_a_client_that_does_not_read_is_hung_up_on(server: Server, database: Database[Any]) -> None:
     database["docs"].insert_many({"text": "x" * 1_000_000} for _ in range(30))
     body = b'{"limit": 30}'
