@@ -88,7 +88,8 @@ def key_rotate(purpose: Any, as_json: bool, **audit: Any) -> None:
 def key_revoke(id: str, as_json: bool, **audit: Any) -> None:
     """Trust the key with this ID no more, on this machine.
 
-    What it signed is refused from now on: register it again. The files are moved to keys/revoked.
+    What it signed is not loaded any more: register it again. What is loaded goes on until its
+    process ends. The files are moved to keys/revoked.
 
     \b
     superduper key revoke 0123456789abcdef

@@ -55,7 +55,7 @@ def status(uri: str, database: str | None, alive: bool, as_json: bool) -> None:
         for title, columns in (("workers", WORKER_COLUMNS), ("imputations", STATUS_COLUMNS)):
             click.echo(f"\n{title}")
             print_rows(found[title], columns, as_json=False)
-        if not found["workers"]:
+        if not found["workers"] and not found["imputations"]:
             click.echo(NO_WORKER)
         jobs = ", ".join(f"{count} {state}" for state, count in found["jobs"].items())
         click.echo(f"\njobs: {jobs}")

@@ -6,6 +6,9 @@ list of what is allowed would be stricter, and would break with each new version
 
 A process that is to talk to nobody gets no sockets either, TCP, UDP or other, but those that reach
 no further than this machine's processes (Unix) and its kernel (netlink, which libraries look at).
+
+Landlock does not know of a file's mode, owner, times and attributes, nor of the limits of other
+processes, by which these could be ended.
 """
 
 import ctypes
@@ -63,9 +66,41 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     "clock_settime": (227, 112),
     "iopl": (172, None),
     "ioperm": (173, None),
+    "chown": (92, None),
+    "fchown": (93, 55),
+    "lchown": (94, None),
+    "fchownat": (260, 54),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "setxattrat": (463, 463),
+    "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16),
+    "removexattrat": (466, 466),
+    "file_setattr": (469, 469),
+    # What is made by these stays when the child has ended.
+    "shmget": (29, 194),
+    "semget": (64, 190),
+    "msgget": (68, 186),
 }
-# Which column, the number that the kernel has for the machine, those of clone, clone3 and socket.
-MACHINES = {"x86_64": (0, 0xC000003E, 56, 435, 41), "aarch64": (1, 0xC00000B7, 220, 435, 198)}
+# These do nothing and seem to succeed: whatever copies or unpacks files of its own would fail.
+WITHOUT_EFFECT: dict[str, tuple[int | None, int | None]] = {
+    "chmod": (90, None),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "utime": (132, None),
+    "utimes": (235, None),
+    "futimesat": (261, None),
+    "utimensat": (280, 88),
+}
+# Which column, the number that the kernel has for the machine, those of clone, clone3, socket and
+# prlimit64.
+MACHINES = {
+    "x86_64": (0, 0xC000003E, 56, 435, 41, 302),
+    "aarch64": (1, 0xC00000B7, 220, 435, 198, 261),
+}
 LOCAL_SOCKETS = (socket.AF_UNIX, getattr(socket, "AF_NETLINK", 16))
 
 MODE_FILTER = 2
@@ -74,8 +109,8 @@ X32_CALLS = 0x40000000  # x86-64 has a second set of numbers from here on
 LOAD, EQUALS, AT_LEAST, HAS_BITS, ANSWER = 0x20, 0x15, 0x35, 0x45, 0x06
 NUMBER, ARCHITECTURE, FIRST_ARGUMENT = 0, 4, 16  # places in struct seccomp_data
 ALLOW = 0x7FFF0000
-REFUSE, DENY, UNKNOWN = (
-    0x00050000 | number for number in (errno.EPERM, errno.EACCES, errno.ENOSYS)
+DONE, REFUSE, DENY, UNKNOWN = (
+    0x00050000 | number for number in (0, errno.EPERM, errno.EACCES, errno.ENOSYS)
 )
 
 
@@ -98,7 +133,14 @@ def refuse_calls(*, sockets: bool) -> bool:
 
 
 def _filter(
-    column: int, architecture: int, clone: int, clone3: int, make_socket: int, *, sockets: bool
+    column: int,
+    architecture: int,
+    clone: int,
+    clone3: int,
+    make_socket: int,
+    set_limits: int,
+    *,
+    sockets: bool,
 ) -> bytes:
     """The filter's instructions. Each test is followed by what is answered if it holds."""
     code = [
@@ -110,13 +152,17 @@ def _filter(
         # Its flags are out of a filter's sight; the C library then uses clone.
         *_if(EQUALS, clone3, UNKNOWN),
     ]
-    for numbers in REFUSED.values():
-        number = numbers[column]
-        if number is not None:
-            code += _if(EQUALS, number, REFUSE)
+    for calls, answer in ((REFUSED, REFUSE), (WITHOUT_EFFECT, DONE)):
+        for numbers in calls.values():
+            if (number := numbers[column]) is not None:
+                code += _if(EQUALS, number, answer)
     if not sockets:
         code += _only_local(make_socket)
     code += [
+        _step(EQUALS, set_limits, otherwise=4),
+        _step(LOAD, FIRST_ARGUMENT),
+        *_if(EQUALS, 0, ALLOW),  # its own
+        _step(ANSWER, REFUSE),
         _step(EQUALS, clone, otherwise=2),
         _step(LOAD, FIRST_ARGUMENT),
         _step(HAS_BITS, NEW_USER_NAMESPACE, otherwise=0, then=1),

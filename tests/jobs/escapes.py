@@ -5,6 +5,7 @@ import ctypes
 import errno
 import os
 import resource
+import shutil
 import socket
 import tempfile
 import time
@@ -108,6 +109,29 @@ def raise_limit(_: Message) -> Message:
     return {"refused": None}
 
 
+def limit_another(message: Message) -> Message:
+    """Give another process so little time that it is ended."""
+    return told(lambda: resource.prlimit(message["pid"], resource.RLIMIT_CPU, (1, 1)))
+
+
+def alter(message: Message) -> Message:
+    """Change everything about a file but what is in it; the errors by what was tried."""
+    path, last = message["path"], (0, 0)
+    acts: dict[str, Callable[[], Any]] = {
+        "mode": lambda: os.chmod(path, 0),
+        "times": lambda: os.utime(path, last),
+        "owner": lambda: os.chown(path, os.getuid(), os.getgid()),
+        "attributes": lambda: os.setxattr(path, "user.mark", b"x"),
+    }
+    return {name: told(act)["refused"] for name, act in acts.items()}
+
+
+def copy(_: Message) -> Message:
+    """Copy a file of its own with all that belongs to it."""
+    Path("original").write_text("x")
+    return told(lambda: shutil.copy2("original", "copy"))
+
+
 def privileges(_: Message) -> Message:
     lines = Path("/proc/self/status").read_text().splitlines()
     status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
@@ -145,6 +169,6 @@ def multiply(message: Message) -> Message:
 def main(channel: Channel) -> None:
     operations = (
         (write, remove, move, read, kill, connect, talk, make_socket, call, new_users)
-        + (raise_limit, privileges, folder, temporary, bomb, multiply)
+        + (raise_limit, limit_another, alter, copy, privileges, folder, temporary, bomb, multiply)
     )  # fmt: skip
     serve(channel, {operation.__name__: operation for operation in operations})

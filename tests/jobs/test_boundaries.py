@@ -1,6 +1,7 @@
 """What user code in a child cannot reach: files, processes, the network, sharp tools."""
 
 import os
+import resource
 import signal
 import socket
 import sys
@@ -91,6 +92,33 @@ def test_others_are_neither_signalled_nor_read(child: Child) -> None:
         assert refused(child, "read", path=f"/proc/{sibling.pid}/environ") == "EACCES"
     for secret in ("environ", "mem", "auxv"):
         assert refused(child, "read", path=f"/proc/{me}/{secret}") in ("EACCES", "EPERM"), secret
+
+
+@pytest.mark.skipif(MACHINE not in seccomp.MACHINES, reason="its calls are not known")
+def test_nothing_about_a_file_is_changed(child: Child, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("precious")
+    before = mine.stat()
+    assert child.request({"op": "alter", "path": str(mine)}) == {
+        **dict.fromkeys(("mode", "times")),
+        **dict.fromkeys(("owner", "attributes"), "EPERM"),
+    }
+    after = mine.stat()
+    assert (after.st_mode, after.st_mtime_ns, after.st_ctime_ns) == (
+        before.st_mode,
+        before.st_mtime_ns,
+        before.st_ctime_ns,
+    )
+    assert os.listxattr(mine) == []
+    assert refused(child, "copy") is None, "what copies its own files goes on"
+
+
+@pytest.mark.skipif(MACHINE not in seccomp.MACHINES, reason="its calls are not known")
+def test_nobody_else_is_given_limits(child: Child) -> None:
+    before = resource.prlimit(os.getpid(), resource.RLIMIT_CPU)
+    assert refused(child, "limit_another", pid=os.getpid()) == "EPERM"
+    assert refused(child, "limit_another", pid=os.getppid()) == "EPERM"
+    assert resource.prlimit(os.getpid(), resource.RLIMIT_CPU) == before
 
 
 @pytest.mark.skipif(MACHINE not in seccomp.MACHINES, reason="its calls are not known")
