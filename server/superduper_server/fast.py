@@ -105,6 +105,7 @@ class Work:
 
     __slots__ = (
         "_began",
+        "_has_ended",
         "_head",
         "_id",
         "_job",
@@ -121,6 +122,7 @@ class Work:
         self._send = send
         self._id = request_id
         self._began = time.perf_counter()
+        self._has_ended = False
         self._job: Job | None = None
         self._ticket: Ticket | None = None
         self.identity: Identity | None = None
@@ -141,7 +143,8 @@ class Work:
         """Nobody waits for the answer any more."""
         if self._ticket is not None:
             self._ticket.cancel()
-        self._end(499)
+        if not self._has_ended:
+            self._end(499, time.perf_counter() - self._began)
 
     def fail(self, error: Exception) -> None:
         """Answer with an error."""
@@ -164,22 +167,20 @@ class Work:
         self._answer(200, headers, body)
 
     def _answer(self, status: int, headers: RawHeaders, body: bytes) -> None:
-        if self._end(status):
+        if not self._has_ended:
+            took = time.perf_counter() - self._began
             self._send(status, [*headers, *marks(self._id)], body)
+            self._end(status, took)  # what is counted, the client need not wait for
 
-    def _end(self, status: int) -> bool:
-        """Note the end; False if it has ended before."""
-        if self._began < 0:
-            return False
-        self._path.note(self._head.place, status, time.perf_counter() - self._began)
+    def _end(self, status: int, seconds: float) -> None:
+        self._path.note(self._head.place, status, seconds)
         self._path.is_in_flight(-1)
-        self._began = -1.0
+        self._has_ended = True
         self._ticket = None  # which has this object's method: they would wait for a collection
         if self._path.tracer is not None:
             self._path.tracer.end(self._span, "POST", self._head.place.template, status)
         if self.identity is not None:
             self._path.give_back(self.identity)
-        return True
 
 
 class FastDoor:
@@ -195,7 +196,9 @@ class FastDoor:
             await self.app(scope, receive, send)
             return
         first = await receive()
-        if first["type"] != "http.request" or first.get("more_body", False):
+        body = first.get("body", b"")
+        is_whole = first["type"] == "http.request" and not first.get("more_body", False)
+        if not is_whole or len(body) > SMALL_BYTES:
             await self.app(scope, _replay(first, receive), send)
             return
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -204,7 +207,7 @@ class FastDoor:
             if not answer.done():
                 answer.set_result((status, headers, body))
 
-        work = self.fast.begin(head, first.get("body", b""), take)
+        work = self.fast.begin(head, body, take)
         if work is None:
             await self.app(scope, _replay(first, receive), send)
             return
@@ -220,7 +223,7 @@ class FastDoor:
     def _head(self, scope: Scope) -> Head | None:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["query_string"]:
             return None
-        if not is_small(scope["headers"]):
+        if not may_be_small(scope["headers"]):
             return None
         place = find_place(scope.get("raw_path", b"").decode("latin-1"))
         return None if place is None else Head.of(place, scope["headers"])
@@ -236,9 +239,11 @@ def _replay(first: Message, receive: Receive) -> Receive:
     return again
 
 
-def is_small(headers: RawHeaders) -> bool:
-    """Whether a body is announced that is read in no time."""
+def may_be_small(headers: RawHeaders) -> bool:
+    """Whether a body is announced that is read in no time, or one of unknown length."""
     for name, value in headers:
         if name == b"content-length":
             return value.isdigit() and int(value) <= SMALL_BYTES
+        if name == b"transfer-encoding":
+            return value.lower() == b"chunked"
     return False

@@ -12,8 +12,9 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from superduper_server.fast import FastPath, Head, RawHeaders, Work, is_small
+from superduper_server.fast import FastPath, Head, RawHeaders, Work, may_be_small
 from superduper_server.models import find_place
+from superduper_server.predict import SMALL_BYTES
 
 HEAD_END = b"\r\n\r\n"
 PATIENCE_SECONDS = 0.05
@@ -75,7 +76,8 @@ class FastLane(HttpToolsProtocol):
         self._fast = fast
         self._heads = heads
         self._head: Head | None = None
-        self._body = b""
+        self._pieces: list[bytes] = []
+        self._size = 0
         self._patience: asyncio.TimerHandle | None = None
         self._work: Work | None = None
         self._cycle = _Cycle()
@@ -139,9 +141,11 @@ class FastLane(HttpToolsProtocol):
         parser = self.parser
         if parser.get_method() != b"POST" or parser.get_http_version() != "1.1":
             return None
-        if not parser.should_keep_alive() or parser.should_upgrade() or not is_small(self.headers):
+        if not parser.should_keep_alive() or parser.should_upgrade():
             return None
-        self._body = b""
+        if not may_be_small(self.headers):
+            return None
+        self._pieces, self._size = [], 0
         place = find_place(self.url.decode("latin-1"))
         return None if place is None else Head.of(place, self.headers)
 
@@ -150,7 +154,10 @@ class FastLane(HttpToolsProtocol):
         if self._head is None:
             super().on_body(body)
         else:
-            self._body += body
+            self._pieces.append(body)
+            self._size += len(body)
+            if self._size > SMALL_BYTES:  # as nobody had announced
+                self._leave()
 
     def on_message_complete(self) -> None:
         """The request is whole."""
@@ -160,18 +167,18 @@ class FastLane(HttpToolsProtocol):
         self._head = None
         if head is None or fast is None:
             super().on_message_complete()
-        elif not self._begin(fast, head, self._body):
+        elif not self._begin(fast, head, b"".join(self._pieces)):
             self._leave()
             super().on_message_complete()
         else:
-            self._taken = head, len(self._body)
+            self._taken = head, self._size
 
     def _leave(self) -> None:
         """Let the application have what has come so far."""
         self._head = None
         super().on_headers_complete()
-        if self._body:
-            super().on_body(self._body)
+        if self._pieces:
+            super().on_body(b"".join(self._pieces))
 
     def _stop_waiting(self) -> None:
         """What has not come whole by now goes the ordinary way."""

@@ -45,7 +45,10 @@ class LoopBatcher(Batcher):
         self._next: asyncio.Handle | None = None
         self._waits = False
         self._running: _Running | None = None
-        self._bell = _Bell()
+        self._asked: _Running | None = None
+        """The batch whose answer the loop itself waits for."""
+        self._bell = _Bell(loop, self._answer, self._push)
+        self._patience: asyncio.TimerHandle | None = None
 
     def _look(self) -> None:
         if self._running is not None:
@@ -66,7 +69,10 @@ class LoopBatcher(Batcher):
                 self._look()
             while self._running is not None or self._batches.count:
                 self._changed.wait()
-        self._bell.close()
+        try:
+            self._loop.call_soon_threadsafe(self._bell.close)
+        except RuntimeError:  # the loop has ended, and watches nothing any more
+            self._bell.close()
 
     # In the loop's thread --------------------------------------------------------------------
 
@@ -92,49 +98,50 @@ class LoopBatcher(Batcher):
         if not self._host.begin(values):
             self._in_thread(running, lambda: self._host.predict(values, self._timeout))
             return
-        bell = self._bell.of(self._host.bell)
-        if bell is None:
-            self._hand_over(running)
+        self._asked = running
+        if not self._bell.watch(self._host.bell):
+            self._hand_over()
             return
-        self._loop.add_reader(bell, self._answer, running, bell)
         if not self._host.push():
-            self._loop.add_writer(bell, self._push, running, bell)
-            running.is_sending = True
-        running.patience = self._loop.call_later(
-            PATIENCE_SECONDS, self._stop_waiting, running, bell
-        )
+            self._bell.watch_room()
+        if self._patience is None:  # it looks again: there is none for each batch
+            self._patience = self._loop.call_later(PATIENCE_SECONDS, self._look_at_patience)
 
-    def _push(self, running: "_Running", bell: int) -> None:
+    def _push(self) -> None:
         """There is room for more of a batch that is larger than what a socket holds."""
         if self._host.push():
-            self._loop.remove_writer(bell)
-            running.is_sending = False
+            self._bell.forget_room()
 
-    def _answer(self, running: "_Running", bell: int) -> None:
+    def _answer(self) -> None:
+        """Something has come from the process, or it has ended."""
+        running = self._asked
+        if running is None:  # a thread asks it, and will hear of it
+            self._bell.forget()
+            return
         try:
             outcomes = self._host.answer_now()
         except Exception as error:
-            self._forget(running, bell)
+            self._asked = None
             self._runs.fail(running.live, error)
             self._end()
             return
         if outcomes is None:
-            self._stop_waiting(running, bell)
+            self._hand_over()
             return
-        self._forget(running, bell)
+        self._asked = None
         self._runs.run(running.live, lambda: outcomes)
         self._end()
 
-    def _stop_waiting(self, running: "_Running", bell: int) -> None:
-        self._forget(running, bell)
-        self._hand_over(running)
-
-    def _forget(self, running: "_Running", bell: int) -> None:
-        self._loop.remove_reader(bell)
-        if running.is_sending:
-            self._loop.remove_writer(bell)
-        if running.patience is not None:
-            running.patience.cancel()
+    def _look_at_patience(self) -> None:
+        self._patience = None
+        running = self._asked
+        if running is None:
+            return
+        left = running.began + PATIENCE_SECONDS - self._clock()
+        if left > 0:
+            self._patience = self._loop.call_later(left, self._look_at_patience)
+        else:
+            self._hand_over()
 
     def _end(self) -> None:
         with self._changed:
@@ -148,7 +155,10 @@ class LoopBatcher(Batcher):
 
     # Where one may wait ----------------------------------------------------------------------
 
-    def _hand_over(self, running: "_Running") -> None:
+    def _hand_over(self) -> None:
+        running, self._asked = self._asked, None
+        assert running is not None
+        self._bell.forget()
         left = max(0.0, running.began + self._timeout - self._clock())
         self._in_thread(running, lambda: self._host.answer(left))
 
@@ -163,40 +173,74 @@ class LoopBatcher(Batcher):
 class _Running:
     """A batch that has been taken."""
 
-    __slots__ = ("batch", "began", "is_sending", "live", "patience")
+    __slots__ = ("batch", "began", "live")
 
     def __init__(self, batch: list[Request], began: float) -> None:
         self.batch = batch
         self.began = began
         self.live: list[Request] = []
-        self.is_sending = False
-        self.patience: asyncio.TimerHandle | None = None
 
 
 class _Bell:
-    """A file number of our own for a socket that others may close at any time.
+    """A socket that the loop watches under a file number of our own; others may close it any time.
 
-    A loop must not be left watching a number that has come to mean another file.
+    A loop must not be left watching a number that has come to mean another file. It goes on
+    watching from one batch to the next, which is cheaper than to begin again with each.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        ring: Callable[[], None],
+        ring_for_room: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._ring = ring
+        self._ring_for_room = ring_for_room
         self._source: socket.socket | None = None
-        self._file: int | None = None
+        self._file = -1
+        self._is_watched = self._is_watched_for_room = False
 
-    def of(self, source: socket.socket | None) -> int | None:
-        """The number; None if the socket is closed already."""
+    def watch(self, source: socket.socket | None) -> bool:
+        """Ring when there is something to read; False if the socket is closed already."""
         if source is not self._source:
             self.close()
-        if source is not None and self._file is None:
+            if source is None:
+                return False
             try:
                 self._file = os.dup(source.fileno())
             except OSError:
-                return None
+                return False
             self._source = source
-        return self._file
+        if self._source is None:
+            return False
+        if not self._is_watched:
+            self._loop.add_reader(self._file, self._ring)
+            self._is_watched = True
+        return True
+
+    def watch_room(self) -> None:
+        """Ring when there is room for more to be sent."""
+        self._loop.add_writer(self._file, self._ring_for_room)
+        self._is_watched_for_room = True
+
+    def forget_room(self) -> None:
+        """Do not ring for room any more."""
+        if self._is_watched_for_room:
+            self._loop.remove_writer(self._file)
+            self._is_watched_for_room = False
+
+    def forget(self) -> None:
+        """Do not ring any more, until it is watched again."""
+        self.forget_room()
+        if self._is_watched:
+            self._loop.remove_reader(self._file)
+            self._is_watched = False
 
     def close(self) -> None:
-        """Forget it."""
-        if self._file is not None:
+        """Let go of the socket."""
+        if self._source is not None:
+            if not self._loop.is_closed():
+                self.forget()
             os.close(self._file)
-        self._source = self._file = None
+            self._source = None

@@ -1,6 +1,6 @@
 """Predictions on their way between the processes of one server: those of one moment go together.
 
-Values and outcomes that are blocks of float32 stay so, and are joined to one block.
+Values and outcomes that are blocks of tensors stay so, and are joined to one block.
 """
 
 import itertools
@@ -10,7 +10,7 @@ from typing import Any
 
 from superduper.jobs.channel import Message
 from superduper.serving.batches import Outcomes, Request
-from superduper.serving.vectors import VectorOutcomes, Vectors, join
+from superduper.serving.blocks import Block, BlockOutcomes, join, pack, unpack
 from superduper_server.link import error_in, told
 
 
@@ -78,30 +78,30 @@ def unpack_answers(parcel: Message) -> Iterator[tuple[int, float, Outcomes | Exc
 
 def pack_values(values: Sequence[Any]) -> Message:
     """Values as they travel."""
-    if isinstance(values, Vectors):
-        return {"vectors": bytes(values.data), "width": values.width}
+    if isinstance(values, Block):
+        return {**pack(values), "block": bytes(values.data)}
     return {"values": values}
 
 
 def unpack_values(parcel: Message) -> Sequence[Any]:
     """The values that have travelled."""
-    if "vectors" in parcel:
-        return Vectors(parcel["vectors"], parcel["width"])
+    if (block := unpack(parcel)) is not None:
+        return block
     values: list[Any] = parcel["values"]
     return values
 
 
 def pack_outcomes(outcomes: Outcomes) -> Message:
     """Outcomes as they travel."""
-    if isinstance(outcomes, VectorOutcomes):
-        return pack_values(outcomes.block[outcomes.start : outcomes.stop])
+    if isinstance(outcomes, BlockOutcomes):
+        return pack_values(outcomes.whole)
     return {"outcomes": outcomes}
 
 
 def unpack_outcomes(parcel: Message) -> Outcomes:
     """The outcomes that have travelled."""
-    if "vectors" in parcel:
-        return VectorOutcomes(Vectors(parcel["vectors"], parcel["width"]))
+    if (block := unpack(parcel)) is not None:
+        return BlockOutcomes(block)
     outcomes: list[dict[str, Any]] = parcel["outcomes"]
     return outcomes
 
@@ -110,9 +110,9 @@ def _kind(component: str, content: Any) -> tuple[Any, ...]:
     """What must be the same for things to travel as one."""
     if isinstance(content, Exception):
         return (id(content),)
-    if isinstance(content, VectorOutcomes):
-        return component, content.block.width
-    return component, content.width if isinstance(content, Vectors) else None
+    if isinstance(content, BlockOutcomes):
+        return component, content.block.layout
+    return component, content.layout if isinstance(content, Block) else None
 
 
 def _groups(keyed: list[tuple[tuple[Any, ...], Any]]) -> list[list[Any]]:
@@ -127,9 +127,8 @@ def _results(results: list[Any]) -> Message:
     if isinstance(first, Exception):
         return {"error": told(first)}
     counts = [len(each) for each in results]
-    if isinstance(first, VectorOutcomes):
-        parts = [each.block[each.start : each.stop] for each in results]
-        return {"counts": counts, **pack_values(join(parts))}
+    if isinstance(first, BlockOutcomes):
+        return {"counts": counts, **pack_values(join([each.whole for each in results]))}
     return {"counts": counts, "outcomes": [each for result in results for each in result]}
 
 

@@ -7,6 +7,7 @@ late or what nobody waits for any more.
 
 import asyncio
 import itertools
+import struct
 import sys
 import threading
 import time
@@ -27,7 +28,7 @@ from superduper.errors import NotReady, TimedOut
 from superduper.handlers import predictions
 from superduper.service import Service
 from superduper.serving.batches import Outcomes, Request
-from superduper.serving.vectors import BYTES_PER_FLOAT, HEAD, VectorOutcomes, Vectors
+from superduper.serving.blocks import BYTES_PER_FLOAT, HEAD, Block, BlockOutcomes, Layout, of_stored
 from superduper_server import bodies, v2_format, v2_tensors
 from superduper_server.models import IMPUTATION_PATH, MODEL_VERSION_PATH, Place, Target
 from superduper_server.rivals import Part, Shadows
@@ -38,6 +39,8 @@ SMALL_BYTES = 64 * 1024
 """Bodies up to here are read and written in the event loop's thread, larger ones elsewhere."""
 
 JSON_HEADERS = {"content-type": bodies.JSON}
+FEW_FLOATS = 64
+"""Up to here one row is written sooner by Python than by numpy, which takes longer to begin."""
 MOST_INPUTS = 10_000
 """What is not checked as a command is must be what the command would take anyway."""
 
@@ -94,7 +97,8 @@ def _read_v1(place: Place, target: Target, headers: Headers, query: str, body: b
     pinned = str(version) if version is not None and place.version is None else None
     if target.reads_float32:
         inputs = [_vector(value) if _is_floats(value) else value for value in inputs]
-    return Job(target, inputs, _writing(target, as_bson=bodies.wants_bson(headers)), pinned=pinned)
+    writing = _writing(target, as_bson=bodies.wants_bson(headers))
+    return Job(target, of_stored(inputs), writing, pinned=pinned)
 
 
 def _writing(target: Target, *, as_bson: bool) -> Callable[[Outcomes], Answer]:
@@ -114,7 +118,7 @@ def _write_bson(target: Target, outcomes: Outcomes) -> Answer:
     return content, {"content-type": media_type}
 
 
-def _quick_inputs(headers: Headers, query: str, body: bytes) -> Vectors | None:
+def _quick_inputs(headers: Headers, query: str, body: bytes) -> Block | None:
     """The inputs of the most frequent form of body, nothing but rows of floats; else None."""
     if query or headers.get("content-type") != bodies.JSON or body.count(b'"') != 2:
         return None
@@ -142,7 +146,7 @@ def _quick_inputs(headers: Headers, query: str, body: bytes) -> Vectors | None:
         return None
     if sys.byteorder == "big":
         data.byteswap()
-    return Vectors(data.tobytes(), width)
+    return Block(Layout.floats(width), data.tobytes())
 
 
 def _is_floats(value: Any) -> bool:
@@ -158,8 +162,8 @@ def _vector(numbers: list[float]) -> Any:
 
 def _quick_answer(outcomes: Outcomes, version: int | None) -> bytes | None:
     """The JSON of the most frequent form of answer, rows of float32; else None."""
-    found = outcomes if type(outcomes) is VectorOutcomes else _in_block(outcomes)
-    if not found:
+    found = outcomes if type(outcomes) is BlockOutcomes else _in_block(outcomes)
+    if not found or not found.block.layout.is_floats:
         return None
     texts = found.block.texts
     if texts is None:
@@ -170,18 +174,22 @@ def _quick_answer(outcomes: Outcomes, version: int | None) -> bytes | None:
     return b'{"outputs":[[%b]],"version":%b}' % (rows, orjson.dumps(version))
 
 
-def _in_block(outcomes: Outcomes) -> VectorOutcomes | None:
+def _in_block(outcomes: Outcomes) -> BlockOutcomes | None:
     values: list[Any] = [each["value"] for each in outcomes if each.keys() == {"value"}]
     if not values or len(values) != len(outcomes) or not all(map(v2_tensors.is_float32, values)):
         return None
     width, rest = divmod(len(values[0]) - len(HEAD), BYTES_PER_FLOAT)
     if rest or not width or any(len(value) != len(values[0]) for value in values):
         return None
-    return VectorOutcomes(Vectors(b"".join([value[len(HEAD) :] for value in values]), width))
+    data = b"".join([value[len(HEAD) :] for value in values])
+    return BlockOutcomes(Block(Layout.floats(width), data))
 
 
-def _texts(block: Vectors) -> list[bytes]:
+def _texts(block: Block) -> list[bytes]:
     """The JSON of each vector, without its brackets."""
+    [width] = block.layout.shape
+    if len(block) == 1 and width <= FEW_FLOATS:
+        return [orjson.dumps(struct.unpack(f"<{width}f", block.data))[1:-1]]
     rows = np.frombuffer(block.data, "<f4").astype("<f8").reshape(len(block), -1)
     return orjson.dumps(rows, option=orjson.OPT_SERIALIZE_NUMPY)[2:-2].split(b"],[")
 

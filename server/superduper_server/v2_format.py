@@ -9,6 +9,7 @@ import numpy as np
 import orjson
 
 from superduper.errors import InvalidInput, UserCodeError
+from superduper.serving.blocks import BlockOutcomes
 from superduper.serving.signature import CONFIDENCE, JSON, Tensor
 from superduper_server import bodies, v2_tensors
 from superduper_server.limits import UnsupportedMediaType
@@ -258,6 +259,10 @@ def answer_columns(outcomes: Sequence[dict[str, Any]], expected: Any) -> list[Co
 
     Raises UserCodeError for the first row that failed: the protocol has no answer in part.
     """
+    if isinstance(outcomes, BlockOutcomes):
+        column = v2_tensors.column_of_block(outcomes.whole, expected)
+        if column is not None:
+            return [column]
     for index, outcome in enumerate(outcomes):
         if "error" in outcome:
             raise UserCodeError(f"row {index}: {outcome['error']['message']}")

@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from bson import Binary
-from bson.binary import VECTOR_SUBTYPE
 
 from superduper.errors import InvalidInput, UserCodeError
 from superduper.fields import images, tensors
 from superduper.fields.json import dumps, loads
+from superduper.serving.blocks import HEAD, Block, Layout
 from superduper.serving.signature import BYTES as RAW
 from superduper.serving.signature import JSON, OUTPUT, TEXT, Tensor
-from superduper.serving.vectors import Vectors
 
 BYTES = "BYTES"
 BF16 = "BF16"
@@ -40,9 +38,6 @@ DTYPES = {
 }
 _DATATYPES = {dtype: datatype for datatype, dtype in DTYPES.items()}
 _JSON_TYPES: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
-# How 1-D tensors are stored, as `superduper.fields.tensors` writes them; these two without packing.
-_VECTOR_HEADS = {"FP32": b"\x27\x00", "INT8": b"\x03\x00"}
-_FP32_HEAD = _VECTOR_HEADS["FP32"]
 
 
 def datatype_of(dtype: str) -> str:
@@ -171,15 +166,10 @@ def stored_rows(column: Column, expected: Tensor | None) -> Sequence[Any]:
 
 
 def _stored_arrays(column: Column, kind: str) -> Sequence[Any]:
-    shape = list(column.shape[1:])
-    if column.datatype == "FP32" and len(shape) == 1 and shape[0]:
-        return Vectors(memoryview(column.data).cast("B"), shape[0])
-    parts = [row.tobytes() for row in column.data]
-    if len(shape) == 1 and column.datatype in _VECTOR_HEADS:
-        head = _VECTOR_HEADS[column.datatype]
-        return [Binary(head + part, VECTOR_SUBTYPE) for part in parts]
-    form = {"dtype": DTYPES[column.datatype], "shape": shape, "kind": kind}
-    return [tensors.as_stored({**form, "data": part}) for part in parts]
+    layout = Layout(DTYPES[column.datatype], column.shape[1:], kind)
+    if not layout.row_bytes:
+        return [layout.stored(b"") for _ in range(column.shape[0])]
+    return Block(layout, column.data.reshape(-1).view(np.uint8).data)
 
 
 def _element(name: str, element: str | bytes, expected: Tensor | None) -> Any:
@@ -196,6 +186,17 @@ def _element(name: str, element: str | bytes, expected: Tensor | None) -> Any:
 
 
 # Answers -------------------------------------------------------------------------------------
+
+
+def column_of_block(block: Block, expected: Sequence[Tensor]) -> Column | None:
+    """The tensor that a block of outputs is; None if it has another form in the protocol."""
+    dtype = block.layout.dtype
+    is_text = any(tensor["name"] == OUTPUT and tensor["dtype"] == JSON for tensor in expected)
+    if is_text or dtype not in _DATATYPES:
+        return None
+    plain = np.uint16 if dtype == "bfloat16" else np.dtype(dtype)
+    array = np.frombuffer(block.data, plain).reshape(len(block), *block.layout.shape)
+    return Column(OUTPUT, datatype_of(dtype), array.shape, array)
 
 
 def columns_of(values: Sequence[Any], expected: Sequence[Tensor]) -> list[Column]:
@@ -243,7 +244,7 @@ def _vectors(name: str, values: Sequence[Any]) -> Column | None:
 
 def is_float32(value: Any) -> bool:
     """Whether a stored value is a vector of float32."""
-    return tensors.is_vector(value) and value[:2] == _FP32_HEAD
+    return tensors.is_vector(value) and value[:2] == HEAD
 
 
 def _arrays(name: str, values: Sequence[Any]) -> Column | None:

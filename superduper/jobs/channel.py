@@ -43,6 +43,7 @@ Handler = Callable[[Message], Mapping[str, Any]]
 
 # UUIDs go in as Python has them and come out as the `Binary` that pymongo gives by default; dates
 # that Python cannot show stay milliseconds instead of failing.
+_HEAD = struct.Struct("<I")
 _WRITING: CodecOptions[Any] = CodecOptions(uuid_representation=UuidRepresentation.STANDARD)
 _READING: CodecOptions[Any] = CodecOptions(datetime_conversion=DatetimeConversion.DATETIME_AUTO)
 
@@ -79,10 +80,12 @@ def frame(message: Mapping[str, Any]) -> list[memoryview]:
     elif blocks:
         message, blocks, size = {**message, BLOCK: b"".join(blocks)}, [], 0
     body = encode(message)
+    if not size and len(body) <= JOINED_BYTES:  # as most are
+        return [memoryview(_HEAD.pack(len(body)) + body)]
     if len(body) + size > MAX_BYTES:
         raise TooLarge("a message between processes must be smaller than 2 GiB")
-    parts = [struct.pack("<I", len(body) + size), body, *blocks]
-    if len(body) + size <= JOINED_BYTES or len(parts) > MOST_PARTS:
+    parts = [_HEAD.pack(len(body) + size), body, *blocks]
+    if len(parts) > MOST_PARTS:
         parts = [b"".join(parts)]
     return [memoryview(part) for part in parts]
 
@@ -145,7 +148,7 @@ class Channel:
         self._max_bytes = max_bytes
         self._wait = wait
         self._sending = threading.Lock()
-        self._received = bytearray()
+        self._received: bytes | bytearray = b""
         self._coming: _Coming | None = None
         self._unsent: list[memoryview] = []
         self._left: Message | None = None
@@ -254,13 +257,30 @@ class Channel:
                 coming.room = coming.room[count:]
             else:
                 chunk = self._socket.recv(CHUNK_BYTES if self._received else JOINED_BYTES)
-                self._received += chunk
+                self._keep(chunk)
                 count = len(chunk)
         except ConnectionResetError:  # the other end closed without reading all we sent
             count = 0
         if not count and (coming is not None or self._received):
             raise BrokenFrame("the connection ended in the middle of a frame")
         return count > 0
+
+    def _keep(self, chunk: bytes) -> None:
+        if not self._received:
+            self._received = chunk  # most often a whole frame
+            return
+        if isinstance(self._received, bytes):
+            self._received = bytearray(self._received)
+        self._received += chunk
+
+    def _drop(self, count: int) -> None:
+        """Forget the first bytes of what was received."""
+        if count == len(self._received):
+            self._received = b""
+            return
+        if isinstance(self._received, bytes):
+            self._received = bytearray(self._received)
+        del self._received[:count]
 
     def _take(self) -> Message | None:
         """The first message of what was received, if it is whole."""
@@ -291,15 +311,15 @@ class Channel:
             return None
         with memoryview(received) as view, view[HEAD_BYTES:end] as body:
             message = decode(body)
-        del received[:end]
         if size == own:
+            self._drop(end)
             return message
         self._coming = coming = _Coming(message, memoryview(_room(size - own)))
-        here = min(len(received), size - own)
+        here = min(len(received) - end, size - own)
         with memoryview(received) as view:
-            coming.block[:here] = view[:here]
+            coming.block[:here] = view[end : end + here]
         coming.room = coming.block[here:]
-        del received[:here]
+        self._drop(end + here)
         return None
 
 
@@ -336,7 +356,8 @@ def _answer(handlers: Mapping[str, Handler], message: Message) -> Message:
         found = handler(message)
         if BLOCK not in found:
             return {"ok": found}
-        return {"ok": {k: v for k, v in found.items() if k != BLOCK}, BLOCK: found[BLOCK]}
+        told = dict(found)
+        return {BLOCK: told.pop(BLOCK), "ok": told}
     except BaseException as error:
         return {"error": describe(error, skip_frames=1)}
 

@@ -196,14 +196,17 @@ class Child:
     # Requests that hold up nobody: from `begin` to the answer there must be no other ------------
 
     def begin(self, message: Mapping[str, Any]) -> bool:
-        """Begin to send a message, and wait for nothing; False if the child cannot be reached."""
+        """Begin to send a message, and wait for nothing.
+
+        False if that cannot be: `request` tells why.
+        """
         channel = self._channel
         if channel is None:
             return False
         try:
             channel.begin(frame(message))
-        except (ChannelClosed, OSError):  # it has ended, or been ended
-            return False
+        except (ChannelClosed, OSError, InvalidInput, TooLarge):
+            return False  # it has ended, or been ended, or there is no such message
         return True
 
     def push(self) -> bool:

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from superduper.errors import ChildDied, NotReady, SuperduperError, TimedOut, TooManyRequests
 from superduper.serving.batches import MAX_QUEUE, Batches, Outcomes, Request
+from superduper.serving.blocks import join
 from superduper.serving.figures import Figures
-from superduper.serving.vectors import join
 
 
 class Host(Protocol):

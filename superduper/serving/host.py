@@ -16,10 +16,10 @@ from bson import Binary
 
 from superduper.errors import ChildDied, NotReady, SuperduperError, TimedOut
 from superduper.serving.batches import Outcomes
+from superduper.serving.blocks import Block, BlockOutcomes, pack, unpack
 from superduper.serving.figures import Figures
 from superduper.serving.loading import Child, Launch, Payload, choose_form, load
 from superduper.serving.spare import Spare
-from superduper.serving.vectors import VectorOutcomes, Vectors
 
 Message = dict[str, Any]
 
@@ -215,8 +215,8 @@ class ModelHost:
         for stage, seconds in answer["seconds"].items():
             self._figures.stages[stage].add(seconds)
         self._figures.left_to_plain += answer.get("left_to_plain", 0)
-        if "width" in answer:
-            return VectorOutcomes(Vectors(answer["block"], answer["width"]))
+        if (block := unpack(answer)) is not None:
+            return BlockOutcomes(block)
         outcomes: list[dict[str, Any]] = answer["outcomes"]
         return outcomes
 
@@ -311,14 +311,14 @@ class _Setbacks:
 
 
 def _message(values: Sequence[Any]) -> dict[str, Any]:
-    if isinstance(values, Vectors):
-        return {"op": "predict", "block": values.parts, "width": values.width}
+    if isinstance(values, Block):
+        return {"op": "predict", **pack(values)}
     return {"op": "predict", "values": values}
 
 
 def frames(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
     """The values in parts of at most 256 values or 16 MiB; at least one part, if an empty one."""
-    if isinstance(values, Vectors):
+    if isinstance(values, Block):
         most = max(1, min(FRAME_VALUES, FRAME_BYTES // values.row_bytes))
         if len(values) <= most:
             yield values  # whose buffers are not put together for a slice

@@ -16,12 +16,12 @@ from superduper.errors import InvalidInput
 from superduper.fields import tensors
 from superduper.serving import signature
 from superduper.serving.agreement import Limits
+from superduper.serving.blocks import Block, BlockOutcomes, pack, unpack
 from superduper.serving.choice import choose
 from superduper.serving.failures import Failure, each
 from superduper.serving.pieces import OpenAnswers
 from superduper.serving.predictor import Place, Predictor, is_module
 from superduper.serving.stored import decoding, describe, predict_stored, seen, to_stored
-from superduper.serving.vectors import VectorOutcomes, Vectors
 from superduper.store.unsealing import load
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ class Hosted:
                 place=self._place,
             )
             _import_as_registered(self._predictor, message["payload"]["record"])
+            self._predictor.settle()
         else:
             check_component(kind, parts["object"])
         _settle()
@@ -140,10 +141,8 @@ class Hosted:
         """An outcome for each value, in order; with `plain`, by the model's plain form."""
         predictor = self._loaded()
         predictor.seconds = {}
-        if "width" in message:
-            values: Sequence[Any] = Vectors(message["block"], message["width"])
-        else:
-            values = message["values"]
+        block = unpack(message)
+        values: Sequence[Any] = message["values"] if block is None else block
         faster = predictor.faster
         if message.get("plain"):
             predictor.faster = None
@@ -151,9 +150,8 @@ class Hosted:
             outcomes = predict_stored(predictor, values) if values else []
         finally:
             predictor.faster = faster
-        if isinstance(outcomes, VectorOutcomes) and isinstance(values, Vectors):
-            block = outcomes.block
-            told: Message = {"block": block.data, "width": block.width}
+        if isinstance(outcomes, BlockOutcomes) and isinstance(values, Block):
+            told: Message = pack(outcomes.block)
         else:
             told = {"outcomes": list(outcomes)}
         if faster is not None and faster.left:

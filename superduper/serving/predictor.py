@@ -108,9 +108,21 @@ class Predictor:
         self.faster: Faster | None = None
         """Another form of a module, called with batches in its place; see `forms`."""
         self.is_module = is_module(model)
+        self._is_settled = False
         self.device = device if self.is_module else "cpu"
         if self.is_module:
             model.to(device)
+
+    def settle(self) -> None:
+        """From now on nothing but predictions are made in this process.
+
+        A module is put into evaluation mode, and gradients are not kept, once and for all.
+        """
+        if self.is_module:
+            self.model.eval()
+        if (torch := sys.modules.get("torch")) is not None:
+            torch.set_grad_enabled(False)
+            self._is_settled = True
 
     @property
     def has_confidence(self) -> bool:
@@ -316,7 +328,7 @@ class Predictor:
     def evaluating(self) -> Iterator[None]:
         """Meanwhile a module is in evaluation mode, and gradients are not kept."""
         torch = sys.modules.get("torch")
-        if torch is None:
+        if torch is None or self._is_settled:
             yield
             return
         training = [x for x in self.model.modules() if x.training] if self.is_module else []

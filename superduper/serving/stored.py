@@ -7,10 +7,10 @@ import bson
 from bson.raw_bson import RawBSONDocument
 
 from superduper.fields import codec, tensors
+from superduper.serving.blocks import BYTES_PER_FLOAT, HEAD, Block, BlockOutcomes, Layout
 from superduper.serving.failures import CONTAINED, Failure, each
 from superduper.serving.predictor import Predictor
 from superduper.serving.rows import Outcome
-from superduper.serving.vectors import BYTES_PER_FLOAT, HEAD, VectorOutcomes, Vectors
 
 
 def predict_stored(predictor: Predictor, values: Sequence[Any]) -> Sequence[Any]:
@@ -27,7 +27,7 @@ def predict_stored(predictor: Predictor, values: Sequence[Any]) -> Sequence[Any]
 
 
 def _predict_stacked(predictor: Predictor, values: Sequence[Any]) -> Sequence[Any] | None:
-    """The quick way, if all is as most often: a bare model, and vectors of float32 of one length.
+    """The quick way, if all is as most often: a bare model, and tensors of one layout.
 
     None if it is not, or if anything goes wrong: then each value is looked at by itself.
     """
@@ -36,18 +36,23 @@ def _predict_stacked(predictor: Predictor, values: Sequence[Any]) -> Sequence[An
     torch = tensors.loaded("torch")
     if torch is None:
         return None
-    rows = torch.frombuffer(bytearray(block.data), dtype=torch.float32).reshape(len(block), -1)
-    if predictor.domain is not None and not predictor.domain.holds(rows):
+    layout = block.layout
+    if predictor.domain is not None and not layout.is_floats:
         return None
     try:
+        dtype = getattr(torch, layout.dtype)
+        rows = torch.frombuffer(bytearray(block.data), dtype=dtype)
+        rows = rows.reshape(len(block), *layout.shape)
+        if predictor.domain is not None and not predictor.domain.holds(rows):
+            return None
         output = predictor.forward_stacked(rows)
         return _stored_rows(predictor, output, len(block))
     except CONTAINED:
         return None
 
 
-def _block_of(values: Sequence[Any]) -> Vectors | None:
-    if isinstance(values, Vectors):
+def _block_of(values: Sequence[Any]) -> Block | None:
+    if isinstance(values, Block):
         return values
     first = values[0]
     if not tensors.is_vector(first):
@@ -60,16 +65,18 @@ def _block_of(values: Sequence[Any]) -> Vectors | None:
     ):
         return None
     data = b"".join([memoryview(value)[2:] for value in values])
-    return Vectors(data, (size - len(HEAD)) // BYTES_PER_FLOAT)
+    return Block(Layout.floats((size - len(HEAD)) // BYTES_PER_FLOAT), data)
 
 
 def _stored_rows(predictor: Predictor, output: Any, count: int) -> Sequence[Any]:
     torch = tensors.loaded("torch")
-    is_rows = isinstance(output, torch.Tensor) and output.ndim == 2 and len(output) == count
-    if not is_rows or output.dtype != torch.float32 or not output.numel():
+    shape = tuple(output.shape) if isinstance(output, torch.Tensor) else ()
+    dtype = str(output.dtype).removeprefix("torch.") if shape else ""
+    is_dense = len(shape) > 1 and output.layout == torch.strided and dtype in tensors.ITEM_SIZES
+    if not is_dense or shape[0] != count or 0 in shape:
         return [to_stored(outcome) for outcome in predictor.outcomes(output, count)]
-    data = output.detach().cpu().contiguous().numpy().tobytes()
-    return VectorOutcomes(Vectors(data, output.shape[1]))
+    plain = output.view(torch.int16) if dtype == "bfloat16" else output  # which numpy has not
+    return BlockOutcomes(Block(Layout(dtype, shape[1:]), plain.numpy(force=True).tobytes()))
 
 
 def decoding(predictor: Predictor) -> Callable[[Any], Any]:

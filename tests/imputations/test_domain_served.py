@@ -10,10 +10,10 @@ from tables import Table
 
 from superduper.fields import tensors
 from superduper.imputations.fitting.domain import fit_domain
+from superduper.serving.blocks import Block, BlockOutcomes, Layout
 from superduper.serving.domain import Domain
 from superduper.serving.predictor import Predictor
 from superduper.serving.stored import predict_stored
-from superduper.serving.vectors import VectorOutcomes, Vectors
 
 ROWS = np.random.default_rng(0).normal(size=(300, 3)).astype("<f4")
 FAR = np.full((1, 3), 50, "<f4")
@@ -37,12 +37,12 @@ def told(outcomes: Any) -> list[dict[str, Any]]:
 def test_vectors_stay_in_one_block_where_all_are_in_the_domain(domain: Domain, inside: Any) -> None:
     model = torch.nn.Linear(3, 2)
     predictor = Predictor(model, domain=domain)
-    block = Vectors(inside.tobytes(), 3)
+    block = Block(Layout.floats(3), inside.tobytes())
     outcomes = predict_stored(predictor, block)
-    assert isinstance(outcomes, VectorOutcomes)
+    assert isinstance(outcomes, BlockOutcomes)
     assert told(outcomes) == told(predict_stored(Predictor(model), block))
 
-    mixed = Vectors(np.concatenate([inside, FAR]).tobytes(), 3)
+    mixed = Block(Layout.floats(3), np.concatenate([inside, FAR]).tobytes())
     *first, last = told(predict_stored(predictor, mixed))
     assert all(set(each) == {"value"} for each in first)
     assert (

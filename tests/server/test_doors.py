@@ -13,20 +13,25 @@ import numpy as np
 import pytest
 import uvicorn
 
+from superduper.fields.tensors import encode_array
 from superduper.service import Service
 from superduper.serving.batches import Request
+from superduper.serving.blocks import Block, Layout
 from superduper.store.mongo import connect_mongo
 from superduper_server import fast_lane
 from superduper_server.app import build_app
 from superduper_server.fast import Head, Work
 from superduper_server.fast_lane import Heads
 from superduper_server.models import Place
-from superduper_server.predict import Ticket
+from superduper_server.predict import SMALL_BYTES, Ticket, _texts
 from superduper_server.serve import Server, listen
+from superduper_server.v2_tensors import DTYPES
 from tests.waiting import until
 
 V1 = "/v1/collections/docs/models/double/predict"
 V2 = "/v2/models/docs.double/infer"
+V1_LOOSE = "/v1/collections/docs/models/loose/predict"
+LOOSE = "/v2/models/docs.loose/infer"
 JSON = {"Content-Type": "application/json"}
 BSON = {"Content-Type": "application/bson", "Accept": "application/bson"}
 TENSOR = {"name": "input", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}
@@ -35,6 +40,16 @@ TENSOR = {"name": "input", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3
 def asked(content: Any, **headers: str) -> tuple[bytes, dict[str, str]]:
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
     return body, {**JSON, **headers}
+
+
+def tensor_of(datatype: str, *shape: int) -> tuple[bytes, dict[str, str]]:
+    """A binary tensor of zeros and ones, whose answer is wanted in binary too."""
+    dtype = "<u2" if datatype == "BF16" else DTYPES[datatype]
+    data = (np.arange(np.prod(shape)) % 2).astype(dtype).tobytes()
+    size = {"binary_data_size": len(data)}
+    tensor = {"name": "input", "datatype": datatype, "shape": shape, "parameters": size}
+    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    return head + data, {"Inference-Header-Content-Length": str(len(head))}
 
 
 CORPUS: list[tuple[str, bytes, dict[str, str]]] = [
@@ -71,6 +86,12 @@ CORPUS: list[tuple[str, bytes, dict[str, str]]] = [
     (V2.replace("/infer", "/versions/1/infer"), *asked({"inputs": [TENSOR]})),
     (V2.replace("double", "nothing"), *asked({"inputs": [TENSOR]})),
     (V2, *asked({"inputs": [TENSOR]}, Origin="http://evil.example")),
+    (LOOSE, *asked({"inputs": [{**TENSOR, "shape": [1, 3, 1], "datatype": "INT64"}]})),
+    (LOOSE, *asked({"inputs": [{**TENSOR, "shape": [3, 1], "datatype": "FP64"}]})),
+    (V1_LOOSE, bson.encode({"inputs": [encode_array(np.ones((2, 3), "i2"))] * 2}), BSON),
+    (V1_LOOSE, bson.encode({"inputs": [encode_array(np.ones((2, 3))), {"dtype": "x"}]}), BSON),
+    (V1_LOOSE, *asked({"inputs": [[[1, 2], [3, 4]]]})),
+    *[(LOOSE, *tensor_of(each, *shape)) for each in DTYPES for shape in ((2, 3), (3, 2, 2))],
 ]
 
 
@@ -93,10 +114,17 @@ def plain_server(models_server: Server, store_uri: str) -> Iterator[tuple[str, A
         service.close()
 
 
-def ask(http: httpx2.Client, path: str, body: Any, headers: dict[str, str]) -> Any:
-    answer = http.post(path, content=body, headers={**headers, "X-Request-ID": "same"})
+def ask(http: httpx2.Client, path: str, body: Any, headers: Any) -> Any:
+    sent = httpx2.Headers(headers)
+    sent["X-Request-ID"] = "same"
+    answer = http.post(path, content=body, headers=sent)
     kept = {k: v for k, v in answer.headers.items() if k not in ("date", "connection")}
     return answer.status_code, kept, answer.content
+
+
+def unusual(headers: dict[str, str]) -> list[tuple[str, str]]:
+    """The same with a header that is there twice, which is nothing for the short ways."""
+    return [*headers.items(), ("X-Twice", "1"), ("X-Twice", "2")]
 
 
 def test_every_door_gives_the_same_bytes(
@@ -110,13 +138,13 @@ def test_every_door_gives_the_same_bytes(
         httpx2.Client(base_url=plain_url, timeout=60) as path,
     ):
         for url, body, headers in CORPUS:
-            # In pieces of unknown length it is nothing for the short ways.
-            wanted = ask(lane, url, iter([body]), headers)
+            wanted = ask(lane, url, body, unusual(headers))
             ask(path, url, body, headers)  # now it is known what the path stands for
             before = lane_fast.begun, plain_fast.begun
             assert ask(lane, url, body, headers) == wanted, (url, body)
+            assert ask(lane, url, iter([body]), headers) == wanted, (url, body, "in chunks")
             assert ask(path, url, body, headers) == wanted, (url, body)
-            begun["lane"] += lane_fast.begun - before[0]
+            begun["lane"] += (lane_fast.begun - before[0]) // 2
             begun["path"] += plain_fast.begun - before[1]
     # Not all: on a slow machine what was looked up may be too old when the request comes.
     assert min(begun.values()) >= 20, "most of the corpus is for the short ways"
@@ -131,7 +159,7 @@ def test_as_many_processes_as_there_are_give_the_same_bytes(
         httpx2.Client(base_url=models_url, timeout=60) as second,
     ):
         for url, body, headers in CORPUS:
-            wanted = ask(one, url, iter([body]), headers)
+            wanted = ask(one, url, body, unusual(headers))
             for http in (first, second):
                 assert ask(http, url, body, headers) == wanted, (url, body)
                 assert ask(http, url, iter([body]), headers) == wanted, (url, body)
@@ -148,9 +176,8 @@ def test_what_was_answered_leaves_nothing_to_be_collected(models_server: Server)
         with httpx2.Client(base_url=models_server.url, timeout=60) as http:
             body = json.dumps({"inputs": [[1.0, 2.0, 3.0]]}).encode()
             for number in range(40):
-                # Every other in pieces of unknown length, which goes the ordinary way.
-                content: Any = body if number % 2 else iter([body])
-                assert ask(http, V1, content, JSON)[0] == 200
+                headers = JSON if number % 2 else unusual(JSON)
+                assert ask(http, V1, body, headers)[0] == 200
         assert left() <= before + 4  # of the last ones, whose answers are on their way
     finally:
         gc.enable()
@@ -198,18 +225,64 @@ def test_a_request_in_pieces_has_a_moment_for_the_short_way(
         assert receive_answer(connection, request_to(V1, body)).endswith(b'"version":1}')
 
 
+def test_one_row_is_written_as_it_is_among_others() -> None:
+    bits = np.random.default_rng(0).integers(0, 2**32, (200, 8), dtype=np.uint32)
+    rows = bits.view("<f4")  # of all sizes
+    rows[np.isnan(rows)] = np.nan
+    layout = Layout.floats(8)
+    alone = [text for row in rows for text in _texts(Block(layout, row.tobytes()))]
+    assert alone == _texts(Block(layout, rows.tobytes()))
+
+
+def test_chunks_of_any_number_are_one_body(models_server: Server) -> None:
+    fast = models_server.config.app.state.fast  # type: ignore[union-attr]
+    body = json.dumps({"inputs": [[1.0, 2.0, 3.0]]}).encode()
+    with connected(models_server) as connection:
+        until(
+            lambda: receive_answer(connection, request_to(V1, body)) and fast.begun,
+            what="the short way",
+        )
+        before = fast.begun
+        for size in (1, 7, 1000):
+            answer = receive_answer(connection, in_chunks(V1, body, size))
+            assert answer.endswith(b'"outputs":[[2.0,4.0,6.0]],"version":1}')
+        assert fast.begun > before
+
+
+def test_chunks_of_more_than_a_small_body_go_the_ordinary_way(models_server: Server) -> None:
+    fast = models_server.config.app.state.fast  # type: ignore[union-attr]
+    rows = [[1.0, 2.0, 3.0]] * 5000
+    body = json.dumps({"inputs": rows}).encode()
+    assert len(body) > SMALL_BYTES
+    with connected(models_server) as connection:
+        before = fast.begun
+        answer = receive_answer(connection, in_chunks(V1, body, 999))
+        assert answer.count(b"[2.0,4.0,6.0]") == len(rows)
+        assert fast.begun == before
+        answer = receive_answer(connection, in_chunks(V1, body[:100], 30))
+        assert b"400 Bad Request" in answer or b"422" in answer  # that is no JSON
+
+
+def in_chunks(path: str, body: bytes, size: int) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    parts = [body[start : start + size] for start in range(0, len(body), size)]
+    chunks = b"".join([b"%x\r\n%b\r\n" % (len(part), part) for part in (*parts, b"")])
+    return f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + chunks
+
+
 def test_who_leaves_in_the_middle_of_a_request_leaves_nothing(
     models_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fast_lane, "PATIENCE_SECONDS", 60.0)
-    open_before = len(models_server.server_state.connections)
     with connected(models_server) as connection:
+        here = connection.getsockname()
+
+        def is_there() -> bool:
+            return any(each.client == here for each in models_server.server_state.connections)
+
         connection.sendall(request_to(V1, b'{"inputs": [[1.0, 2.0, 3.0]]}')[:-1])
-        until(
-            lambda: len(models_server.server_state.connections) > open_before,
-            what="the connection",
-        )
-    until(lambda: len(models_server.server_state.connections) <= open_before, what="its end")
+        until(is_there, what="the connection")
+    until(lambda: not is_there(), what="its end")
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ import pytest
 import torch
 from pymongo.database import Database
 
-from superduper.errors import ChildDied, NotReady, TimedOut
+from superduper.errors import ChildDied, InvalidInput, NotReady, TimedOut
 from superduper.fields.sealing import seal
 from superduper.imputations.hosting import launch
+from superduper.serving.blocks import Block, BlockOutcomes, Layout
 from superduper.serving.host import ModelHost
-from superduper.serving.vectors import VectorOutcomes, Vectors
 from superduper.store.artifacts import ArtifactStore
 from superduper.store.registry import Registry
 from superduper.store.signing import Keyring
@@ -79,10 +79,10 @@ def batcher(host: ModelHost, loop: tuple[asyncio.AbstractEventLoop, int]) -> Ite
     batcher.close()
 
 
-def row(first: float, width: int = 2) -> Vectors:
+def row(first: float, width: int = 2) -> Block:
     numbers = torch.zeros(1, width)
     numbers[0, 0] = first
-    return Vectors(numbers.numpy().tobytes(), width)
+    return Block(Layout.floats(width), numbers.numpy().tobytes())
 
 
 def ask(batcher: LoopBatcher, first: float, width: int = 2) -> "Future[Any]":
@@ -112,7 +112,7 @@ def test_the_loop_itself_sends_and_is_told(
     monkeypatch.setattr(batcher, "_in_thread", None)
     futures = together(batcher, [5, 6, 7])
     assert [doubled(future) for future in futures] == [10, 12, 14]
-    assert isinstance(futures[0].result(), VectorOutcomes)
+    assert isinstance(futures[0].result(), BlockOutcomes)
     assert batcher.figures.rows.total == 4 and batcher.figures.rows.count == 2
 
 
@@ -136,9 +136,44 @@ def test_only_what_ends_the_process_fails(batcher: LoopBatcher) -> None:
 def test_a_process_that_was_killed_between_requests_is_started_again(
     batcher: LoopBatcher, host: ModelHost
 ) -> None:
-    ask(batcher, 10).result(SOON)
+    for first in (10, 6):
+        ask(batcher, first).result(SOON)
+        until(lambda: batcher._running is None)
+    assert batcher._bell._is_watched
     os.kill(host._child.pid, 9)  # type: ignore[attr-defined]
     until(lambda: not host._child.alive, what="the end of the process")
+    until(lambda: not batcher._bell._is_watched, what="the loop has turned away from it")
+    assert doubled(ask(batcher, 6)) == 12
+
+
+def test_the_loop_goes_on_watching_from_one_batch_to_the_next(
+    batcher: LoopBatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(batcher, 10).result(SOON)
+    until(lambda: batcher._running is None)
+    assert doubled(ask(batcher, 6)) == 12
+    until(lambda: batcher._running is None)
+    monkeypatch.setattr(batcher._loop, "add_reader", None)
+    monkeypatch.setattr(batcher._loop, "remove_reader", None)
+    assert [doubled(ask(batcher, first)) for first in (7, 8)] == [14, 16]
+    until(lambda: batcher._running is None)
+    monkeypatch.undo()
+
+
+def test_what_a_thread_asks_in_between_does_not_disturb_the_loop(
+    batcher: LoopBatcher, host: ModelHost
+) -> None:
+    for first in range(10, 20):
+        assert doubled(ask(batcher, first)) == 2 * first
+        until(lambda: batcher._running is None)
+        assert len(host.predict(row(first))) == 1
+
+
+def test_what_cannot_be_sent_fails_alone(batcher: LoopBatcher) -> None:
+    ask(batcher, 10).result(SOON)
+    until(lambda: batcher._running is None)
+    with pytest.raises(InvalidInput, match="cannot be encoded"):
+        batcher.submit([object()], FAR).result(SOON)
     assert doubled(ask(batcher, 6)) == 12
 
 

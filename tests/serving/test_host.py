@@ -293,6 +293,25 @@ def test_stacked_rows_come_out_as_single_ones_do() -> None:
                 torch.testing.assert_close(codec.decode(one["value"]), codec.decode(other["value"]))
 
 
+class Mode(torch.nn.Module):
+    """Tells whether it and its parts are in training mode, and whether gradients are kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = torch.nn.Dropout()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        told = [self.training, self.part.training, torch.is_grad_enabled()]
+        return torch.tensor([told] * len(x))
+
+
+def test_a_hosted_model_is_in_evaluation_mode_and_keeps_no_gradients(open_host: OpenHost) -> None:
+    host = open_host(Mode().train())
+    for values in ([codec.encode(torch.zeros(2))], [codec.encode(torch.zeros(2, 2))]):
+        [outcome] = host.predict(values)
+        assert not codec.decode(dict(outcome)["value"]).any()
+
+
 class OnlyOne(torch.nn.Module):
     """Forgets that there is a batch."""
 
