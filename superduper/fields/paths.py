@@ -4,7 +4,7 @@ A path goes through documents only, never into an array: inside an array a path 
 else to MongoDB's filters than to its update pipelines, so such a field counts as absent.
 """
 
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from enum import Enum
 from typing import Any, Final
 
@@ -67,6 +67,12 @@ def nested(path: str, value: Any) -> dict[str, Any]:
     for segment in reversed(path.split(".")):
         value = {segment: value}
     return value  # type: ignore[no-any-return]
+
+
+def above(path: str) -> Iterator[str]:
+    """The paths that a path leads through: `"a"` and `"a.b"` for `"a.b.c"`."""
+    segments = path.split(".")
+    return (".".join(segments[:depth]) for depth in range(1, len(segments)))
 
 
 def overlap(first: str, second: str) -> bool:

@@ -1,6 +1,6 @@
 """Commands about jobs, runs and the state of everything."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from superduper import commands
@@ -58,12 +58,23 @@ def _rest_of(context: Context, record: ImputationRecord) -> dict[str, Any]:
     return {name: scan.get(name) for name in ("left", "rate", "eta_seconds", "trouble")}
 
 
+def _waiting(jobs: Mapping[str, int], workers: Sequence[Any]) -> list[str]:
+    """That jobs wait for nobody. It does not keep a server from answering, as `troubles` do."""
+    left = jobs["queued"] + jobs["running"]
+    return [f"{left} jobs wait, and no worker is alive"] if left and not workers else []
+
+
 def status(context: Context, command: commands.ShowStatus) -> dict[str, Any]:
     """Workers, imputations and jobs at a glance."""
+    workers = alive_workers(context.database)
+    jobs = {
+        state: context.database["superduper.jobs"].count_documents({"state": state})
+        for state in ("queued", "running", "failed")
+    }
     return {
         "database": context.database.name,
         "version": __version__,
-        "workers": alive_workers(context.database),
+        "workers": workers,
         "imputations": [
             {
                 "collection": record.collection,
@@ -74,12 +85,9 @@ def status(context: Context, command: commands.ShowStatus) -> dict[str, Any]:
             }
             for record in context.imputations.find()
         ],
-        "troubles": troubles(context.database),
+        "troubles": [*troubles(context.database), *_waiting(jobs, workers)],
         "streams": list(
             context.database["superduper.watchers"].find({}, {"token": 0}).sort("_id", 1)
         ),
-        "jobs": {
-            state: context.database["superduper.jobs"].count_documents({"state": state})
-            for state in ("queued", "running", "failed")
-        },
+        "jobs": jobs,
     }

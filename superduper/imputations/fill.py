@@ -14,7 +14,7 @@ again afterwards (`Filler`). What changed in between and kept its size is found 
 """
 
 import datetime
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ from pymongo import UpdateOne
 from pymongo.collection import Collection
 from pymongo.errors import BulkWriteError, DocumentTooLarge, OperationFailure, PyMongoError
 
+from superduper.fields import paths
 from superduper.fields.paths import overlap
 from superduper.imputations.provenance import BASE, fill_path
 from superduper.store.by_id import with_id
@@ -76,7 +77,7 @@ class _Condition:
 
     def no_arrays_above(self, path: str) -> None:
         """A path means something else to a server where it leads through an array."""
-        for ancestor in _ancestors(path):
+        for ancestor in paths.above(path):
             self._add(ancestor, _NOT_AN_ARRAY)
 
     def missing(self, path: str) -> None:
@@ -112,11 +113,6 @@ class _Condition:
 
     def _add(self, path: str, operators: Mapping[str, Any]) -> None:
         self.filter[path] = {**self.filter.get(path, {}), **operators}
-
-
-def _ancestors(path: str) -> Iterator[str]:
-    segments = path.split(".")
-    return (".".join(segments[:depth]) for depth in range(1, len(segments)))
 
 
 def _filter_is_exact(value: Any) -> bool:
@@ -198,7 +194,7 @@ def _conditional_merge(
     written: Mapping[str, Any], expressions: list[dict[str, Any]]
 ) -> dict[str, Any]:
     # $mergeObjects would put a document in the place of null, or fail the whole batch.
-    places = dict.fromkeys(place for path in written for place in _ancestors(path))
+    places = dict.fromkeys(place for path in written for place in paths.above(path))
     holdable = [{"$in": [{"$type": f"${place}"}, ["object", "missing"]]} for place in places]
     merged = {"$mergeObjects": ["$$ROOT", _merge(written)]}
     return {"$replaceWith": {"$cond": [{"$and": [*expressions, *holdable]}, merged, "$$ROOT"]}}

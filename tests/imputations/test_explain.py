@@ -5,10 +5,12 @@ from typing import Any
 import bson
 import pytest
 import torch
+from bson import ObjectId
 from pymongo.database import Database
 from watching import Watching
 
 from superduper.errors import NotFound
+from superduper.imputations import explain
 from superduper.imputations.explain import Explainer
 from superduper.imputations.hosting import open_hosts
 from superduper.imputations.provenance import fill_record, value_hash
@@ -89,6 +91,30 @@ def test_a_value_comes_again_though_a_faster_form_serves(database: Database[Any]
         assert explainer.explain("docs", 1, "y")["derived"] == {"identical": True, "batch": 1}
     finally:
         hosts.close()
+
+
+def test_a_value_that_never_comes_again_is_looked_for_for_a_while(
+    database: Database[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watching = Watching(database)
+    watching.docs.insert_one({"_id": 1, "x": 1})
+    record = watching.live(lambda x: x)
+    note_run(watching, record)
+    with watching.running():
+        until(lambda: "y" in watching.document(1), what="a fill")
+    asked: list[int] = []
+
+    def by_chance(component: Any, values: Any, timeout: Any = None) -> list[dict[str, Any]]:
+        asked.append(len(values))
+        return [{"value": str(ObjectId())} for _ in values]
+
+    explainer = Explainer(database, watching.registry, by_chance)
+    assert explainer.explain("docs", 1, "y")["derived"]["identical"] is False
+    assert len(asked) == 256
+    asked.clear()
+    monkeypatch.setattr(explain, "SECONDS", 0.0)
+    derived = explainer.explain("docs", 1, "y")["derived"]
+    assert derived["identical"] is None and "within 0 s" in derived["why"] and asked == [1]
 
 
 def test_every_value_comes_again_to_the_bit(database: Database[Any]) -> None:

@@ -8,6 +8,7 @@ from bson import ObjectId
 from filling import Filling, describe, record_of, scan_of
 from pymongo.database import Database
 
+from superduper.imputations.counts import count_states
 from superduper.imputations.failures import key_of
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.isolate import BatchSize
@@ -18,6 +19,14 @@ from superduper.imputations.writing import Prepared
 from superduper.store.by_id import ENOUGH
 
 IDS: list[Any] = [*range(30), *map(str, range(30)), *(ObjectId() for _ in range(30)), {"a": 1}]
+
+PLACES: dict[str, Any] = {
+    "a document": {"other": 1},
+    "an array": [{"in": 1, "further": {"in": 1}}],
+    "an empty array": [],
+    "a number": 5,
+    "null": None,
+}
 
 
 @pytest.fixture
@@ -37,6 +46,25 @@ def test_a_scan_fills_ids_of_all_types(filling: Filling, imputations: Imputation
     assert filling.docs.count_documents({"y": describe(1)}) == len(IDS)
     scan = imputations.get("docs", "imputation").scan
     assert (scan["state"], scan["seen"], scan["filled"]) == ("done", len(IDS), len(IDS))
+
+
+@pytest.mark.parametrize("field", ["z.in", "z.further.in"])
+def test_a_field_that_has_no_place_is_a_failure(database: Database[Any], field: str) -> None:
+    """A filter finds it inside an array, and so would never have it tried."""
+    record = record_of(writes=(field,), model="model")
+    imputations = Imputations(database)
+    imputations.create(record)
+    imputations.activate("docs", "imputation", 1, by="test", reason="test", model_version=1)
+    filling = Filling(database)
+    filling.docs.insert_many({"_id": place, "x": 1, "z": z} for place, z in PLACES.items())
+    record = imputations.get("docs", "imputation")
+    assert scan_of(filling, imputations, record).lead()
+    assert set(filling.failures()) == PLACES.keys() - {"a document"}
+    counts = count_states(database, record)
+    assert counts["failed"] == len(PLACES) - 1 and counts["filled"] == 1
+    assert list(filling.docs.find({"_id": {"$ne": "a document"}}, {"x": 0})) == [
+        {"_id": place, "z": z} for place, z in PLACES.items() if place != "a document"
+    ]
 
 
 @pytest.mark.parametrize("at", [0, 29, 30, 75, 90])

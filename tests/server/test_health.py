@@ -18,6 +18,7 @@ from superduper.imputations.imputation import Imputations
 from superduper.imputations.watching.cutting import cut
 from superduper.imputations.watching.ranges import Ranges
 from superduper.imputations.watching.scan import wanted
+from superduper.jobs.queue import Queue
 from superduper.service import Service
 from superduper.store.embedded import attach
 from superduper.store.mongo import connect_mongo, server_now_ms
@@ -172,6 +173,9 @@ def test_status_says_what_probes_say(client: TestClient, database: Database[Any]
     imputations.activate("docs", "w", 1, by="tests", reason="tests", model_version=1)
     [trouble] = client.get("/v1/status").json()["troubles"]
     assert trouble == "no worker follows 1 of the collections that are filled"
+    Queue(database).put("fit", {})
+    assert "1 jobs wait, and no worker is alive" in client.get("/v1/status").json()["troubles"]
+    assert "jobs" not in client.get("/readyz").text, "they keep nobody from being answered"
 
 
 @pytest.mark.parametrize("status", [401, 404])

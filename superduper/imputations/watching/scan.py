@@ -20,6 +20,7 @@ from typing import Any
 from bson.raw_bson import RawBSONDocument
 
 from superduper.errors import LostLease, NotFound
+from superduper.fields import paths
 from superduper.imputations.imputation import ImputationRecord, Imputations
 from superduper.imputations.isolate import BatchSize
 from superduper.imputations.process import Filler
@@ -49,6 +50,9 @@ def wanted(record: ImputationRecord) -> dict[str, Any]:
     """The filter for documents that may need something: nothing there, or a value of ours."""
     there = [{path: {"$exists": True}} for path in record.input_paths if path != BASE]
     needy: list[dict[str, Any]] = [{path: {"$exists": False}} for path in record.write_paths]
+    # To a filter a path through an array is there; to us it is not, and the document is to be told.
+    through = [place for path in record.write_paths for place in paths.above(path)]
+    needy += [{place: {"$type": "array"}} for place in through]
     needy += [{f"{fill_path(path)}.imputation": record.name} for path in record.write_paths]
     parts: list[dict[str, Any]] = [*there, {"$or": needy}]
     if record.spec.get("filter"):
