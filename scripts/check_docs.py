@@ -12,6 +12,7 @@ WRITTEN = [
     *sorted(DOCS.glob("**/*.md")),
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")),
 ]
+EVENT = re.compile(r'extra=\{"event": "([a-z_.]+)"')
 LINK = re.compile(r"\[[^\]]+\]\((?!https?://|#)([^)#]+)(?:#[^)]*)?\)")
 
 
@@ -24,11 +25,21 @@ def problems() -> list[str]:
     for path, text in pages().items():
         if not path.exists() or path.read_text() != text:
             found.append(f"{path.relative_to(ROOT)} is not what the code says: run scripts/docs")
+    events, told = logged_events(), (DOCS / "operations.md").read_text()
+    found += [f"docs/operations.md has no `{each}`" for each in events if f"`{each}`" not in told]
     for page in WRITTEN:
         for target in LINK.findall(page.read_text()):
             if not (page.parent / target).exists():
                 found.append(f"{page.relative_to(ROOT)} links to {target}, which is not there")
     return found
+
+
+def logged_events() -> list[str]:
+    """What the `event` of a log record may be."""
+    sources = [
+        path for name in ("superduper", "server", "client") for path in (ROOT / name).rglob("*.py")
+    ]
+    return sorted({each for path in sources for each in EVENT.findall(path.read_text())})
 
 
 def main() -> None:

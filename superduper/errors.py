@@ -114,6 +114,8 @@ class NotReady(SuperduperError):
 
     code = "not_ready"
     status = 503
+    retry_after: int = 1
+    """Seconds after which it is worth to try again."""
 
 
 class ChildDied(NotReady):

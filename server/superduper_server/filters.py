@@ -11,7 +11,7 @@ from bson import Code, DBRef, Regex
 
 from superduper.command import Command
 from superduper.errors import InvalidInput
-from superduper.fields.json import from_json
+from superduper.fields.json import EXTENDED, from_json
 
 MAX_FILTER_DEPTH = 16
 MAX_DOCUMENT_DEPTH = 64
@@ -34,15 +34,21 @@ OPERATOR_FIELDS = frozenset({"filter", "update", "projection"})
 
 
 def read_operators(value: Any, depth: int = 0) -> Any:
-    """The BSON value of JSON that may hold operators beside extended JSON."""
+    """The BSON value of JSON that may hold operators beside extended JSON.
+
+    Raises InvalidInput that names a key with `$` that is neither.
+    """
     if depth > MAX_DOCUMENT_DEPTH:
         raise InvalidInput(f"deeper than {MAX_DOCUMENT_DEPTH} levels")
     if isinstance(value, list):
         return [read_operators(each, depth + 1) for each in value]
     if not isinstance(value, dict):
         return from_json(value)
-    if any(key.startswith("$") and key not in _KNOWN for key in value):
-        return from_json(value)  # which refuses what is not extended JSON either
+    others = [key for key in value if key.startswith("$") and key not in _KNOWN]
+    if others and others[0] not in EXTENDED:
+        raise _refused(others[0], "a filter, update or projection", _KNOWN)
+    if others:
+        return from_json(value)
     return {key: read_operators(each, depth + 1) for key, each in value.items()}
 
 

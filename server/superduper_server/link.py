@@ -157,14 +157,18 @@ class Link(asyncio.Protocol):
             self.send({**reply, "error": told(error)})
 
 
-def told(error: Exception) -> dict[str, str]:
+def told(error: Exception) -> Message:
     """An error as it travels; one that is not ours is logged here."""
     if not isinstance(error, SuperduperError):
         logger.error("an error inside the server", exc_info=error, extra={"event": "link.failed"})
         error = SuperduperError("an error inside the server; its log has the details")
-    return {"code": error.code, "message": error.message}
+    told: Message = {"code": error.code, "message": error.message}
+    return {**told, "retry_after": error.retry_after} if isinstance(error, NotReady) else told
 
 
 def error_in(message: Message) -> SuperduperError:
     """The error that has travelled."""
-    return error_of(message["code"], message["message"])
+    error = error_of(message["code"], message["message"])
+    if isinstance(error, NotReady):
+        error.retry_after = message["retry_after"]
+    return error

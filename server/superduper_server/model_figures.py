@@ -47,6 +47,16 @@ class ModelFigures:
         failed = CounterMetricFamily(
             "superduper_model_failed", "Requests that ended with an error.", labels=("model",)
         )
+        setbacks = CounterMetricFamily(
+            "superduper_model_setbacks",
+            "Times the model's process died, hung, or could not load it.",
+            labels=("model",),
+        )
+        given_up = GaugeMetricFamily(
+            "superduper_model_given_up",
+            "1 while the model failed too often and is not started.",
+            labels=("model",),
+        )
         left = CounterMetricFamily(
             "superduper_model_left_to_plain",
             "Batches that a faster form of the model left to the plain one.",
@@ -61,7 +71,10 @@ class ModelFigures:
             waiting.add_metric((state.id,), state.waiting)
             memory.add_metric((state.id,), state.memory_mb << 20)
             failed.add_metric((state.id,), state.figures.failed)
-        yield from (stages, rows, waiting, memory, failed, left, *_forms(states))
+            setbacks.add_metric((state.id,), state.figures.setbacks)
+            given_up.add_metric((state.id,), 1 if state.trouble else 0)
+        own = (stages, rows, waiting, memory, failed, setbacks, given_up, left)
+        yield from (*own, *_forms(states))
 
 
 def _forms(states: list[ModelState]) -> tuple[Metric, ...]:

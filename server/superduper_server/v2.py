@@ -16,7 +16,7 @@ from superduper.handlers import predictions
 from superduper.serving.batches import MAX_BATCH_SIZE
 from superduper.serving.hosts import batching
 from superduper.serving.signature import Tensor
-from superduper.store.component import Component
+from superduper.store.component import Component, head_id
 from superduper.version import __version__
 from superduper_server import bodies, v2_tensors
 from superduper_server.backend import Backend
@@ -60,8 +60,8 @@ class Repository:
 
         Raises NotFound if there is none.
         """
-        self.find(model, version)
-        return not self._models.is_unloaded(model)
+        component = self.find(model, version)
+        return not self._models.is_unloaded(model) and component.id not in self._troubles()
 
     def load(self, model: str) -> None:
         """Have the live version ready."""
@@ -81,15 +81,21 @@ class Repository:
 
     def index(self, *, ready_only: bool) -> list[dict[str, str]]:
         """Every model, with its live version and its state."""
-        rows = []
+        rows, troubles = [], self._troubles()
         for collection, name, version in self._registry.list_all("model"):
             model = f"{collection}.{name}"
-            is_ready = not self._models.is_unloaded(model)
-            state, reason = ("READY", "") if is_ready else ("UNAVAILABLE", "unloaded")
+            reason = troubles.get(f"{head_id(collection, 'model', name)}@{version}", "")
+            if self._models.is_unloaded(model):
+                reason = "unloaded"
+            state = "UNAVAILABLE" if reason else "READY"
             row = {"name": model, "version": str(version), "state": state, "reason": reason}
-            if is_ready or not ready_only:
+            if not reason or not ready_only:
                 rows.append(row)
         return rows
+
+    def _troubles(self) -> dict[str, str]:
+        """The versions that are given up for a while, each with the reason."""
+        return {state.id: state.trouble for state in self._hosts.states() if state.trouble}
 
     def metadata(self, model: str, version: str | None) -> dict[str, Any]:
         """Name, versions, and what the model takes and gives."""

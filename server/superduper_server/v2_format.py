@@ -84,7 +84,7 @@ def _header_length(headers: Mapping[str, str], size: int) -> int | None:
     if not text.isascii() or not text.isdigit() or len(text) > 12 or int(text) > size:
         raise InvalidInput(
             f"Inference-Header-Content-Length: {text[:40]!r} must be the length of the JSON at the "
-            f"begin of the body, which has {size} bytes"
+            f"beginning of the body, which has {size} bytes"
         )
     return int(text)
 
@@ -201,14 +201,14 @@ def _values(columns: list[Column], signature: Signature) -> Sequence[Any]:
 
 
 def _check(columns: list[Column], expected: Mapping[str, Tensor]) -> None:
-    given = {column.name for column in columns}
-    for name in expected.keys() - given:
-        raise InvalidInput(f"input {name!r} is missing; there are {', '.join(expected)}")
+    given, known = [column.name for column in columns], ", ".join(expected)
+    for name in given:
+        if name not in expected:
+            raise InvalidInput(f"the model has no input {name!r}: it takes {known}")
+    for name in expected:
+        if name not in given:
+            raise InvalidInput(f"input {name!r} is missing: the model takes {known}")
     for column in columns:
-        if column.name not in expected:
-            raise InvalidInput(
-                f"the model has no input {column.name!r}; there are {', '.join(expected)}"
-            )
         tensor = expected[column.name]
         datatype = v2_tensors.datatype_of(tensor["dtype"])
         if column.datatype != datatype:
@@ -248,7 +248,7 @@ def _outputs(outputs: Any, signature: Signature, is_binary: bool) -> Mapping[str
 def check_output(name: str, known: Sequence[str]) -> None:
     """Refuse an output that there is not."""
     if name not in known:
-        raise InvalidInput(f"the model has no output {name[:120]!r}; there are {', '.join(known)}")
+        raise InvalidInput(f"the model has no output {name[:120]!r}: it gives {', '.join(known)}")
 
 
 # Writing -------------------------------------------------------------------------------------

@@ -60,11 +60,12 @@ class Column:
 
 def check_shape(name: str, shape: Any) -> tuple[int, ...]:
     """A declared shape: at least one row, nothing negative."""
-    valid = isinstance(shape, list) and 0 < len(shape) <= tensors.MAX_DIMENSIONS
+    most = tensors.MAX_DIMENSIONS
+    valid = isinstance(shape, list) and 0 < len(shape) <= most
     if not valid or not all(type(size) is int and 0 <= size < 2**48 for size in shape):
         raise InvalidInput(
-            f"input {name!r}: its shape must be a list of integers that are not negative, "
-            "the number of rows first"
+            f"input {name!r}: its shape must be a list of 1 to {most} integers that are not "
+            "negative and below 2**48, the number of rows first"
         )
     if shape[0] == 0:
         raise InvalidInput(f"input {name!r}: its shape has no rows: send at least one")

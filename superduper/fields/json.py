@@ -287,6 +287,8 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "$numberDouble": _read_double,
     "$numberDecimal": _read_decimal,
 }
+EXTENDED: Final = frozenset(_READERS)
+"""The keys with `$` that come in, each alone."""
 
 
 # To JSON -------------------------------------------------------------------------------------

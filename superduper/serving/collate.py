@@ -70,11 +70,17 @@ def form(sample: Any) -> Any:
 def collate(samples: Sequence[Any]) -> Any:
     """One batch of several samples: tensors stacked, tuples and dicts field by field.
 
-    Raises InvalidInput that names both shapes (or sizes, keys, kinds) if two samples differ.
+    Raises InvalidInput that names both shapes (or sizes, keys, kinds) if two samples differ, and
+    for a sample that is empty: the model would be called without arguments.
     """
     if not samples:
         raise InvalidInput("a batch needs at least one sample")
-    return _collate([to_tensors(sample) for sample in samples], "")
+    made = [to_tensors(sample) for sample in samples]
+    if isinstance(made[0], tuple | dict) and not made[0]:
+        raise InvalidInput(
+            "an empty list or document has nothing in it that a model could be given"
+        )
+    return _collate(made, "")
 
 
 def _collate(samples: Sequence[Any], where: str) -> Any:

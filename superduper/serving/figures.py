@@ -7,6 +7,7 @@ from typing import Any
 from superduper.serving.times import Times
 
 ROW_BOUNDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0)
+COUNTS = ("failed", "setbacks", "left_to_plain")
 STAGES = ("queue", "preprocess", "forward", "postprocess")
 
 
@@ -23,6 +24,9 @@ class Figures:
     failed: int = 0
     """Requests that ended with an error."""
 
+    setbacks: int = 0
+    """Times its process died, hung, or could not load it."""
+
     left_to_plain: int = 0
     """Batches that a faster form of the model left to the plain one."""
 
@@ -37,13 +41,17 @@ class ModelState:
     memory_mb: int
     form: Mapping[str, Any] | None = None
     """What became of the faster form that is wished for; None if none is. See `choice.Report`."""
+    trouble: str = ""
+    """Why it is given up for a while; empty if it is not."""
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> "ModelState":
         """What another process tells of its own with `to_document`."""
         stages = {name: Times.of(times) for name, times in told["stages"].items()}
-        figures = Figures(stages, Times.of(told["rows"]), told["failed"], told["left_to_plain"])
-        return cls(told["id"], figures, told["waiting"], told["memory_mb"], told["form"])
+        counts = {name: told[name] for name in COUNTS}
+        figures = Figures(stages, Times.of(told["rows"]), **counts)
+        own = {name: told[name] for name in ("id", "waiting", "memory_mb", "form", "trouble")}
+        return cls(figures=figures, **own)
 
     def to_document(self) -> dict[str, Any]:
         """What there is to tell, for another process."""
@@ -52,9 +60,9 @@ class ModelState:
             "id": self.id,
             "stages": {name: times.to_document() for name, times in figures.stages.items()},
             "rows": figures.rows.to_document(),
-            "failed": figures.failed,
-            "left_to_plain": figures.left_to_plain,
+            **{name: getattr(figures, name) for name in COUNTS},
             "waiting": self.waiting,
             "memory_mb": self.memory_mb,
             "form": self.form,
+            "trouble": self.trouble,
         }

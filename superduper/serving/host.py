@@ -5,6 +5,8 @@ request, after a pause that grows; one that dies again and again is given up for
 first death there is a spare one (`spare.py`).
 """
 
+import logging
+import math
 import socket
 import threading
 import time
@@ -20,6 +22,8 @@ from superduper.serving.blocks import Block, BlockOutcomes, pack, unpack
 from superduper.serving.figures import Figures
 from superduper.serving.loading import Child, Launch, Payload, choose_form, load
 from superduper.serving.spare import Spare
+
+logger = logging.getLogger(__name__)
 
 Message = dict[str, Any]
 
@@ -76,7 +80,7 @@ class ModelHost:
         self._child = launch(f"model {name}")
         self._spare = Spare(name, self._load, lambda ready: ready.child.kill())
         self._loaded = False
-        self._setbacks = _Setbacks(name, clock)
+        self._setbacks = _Setbacks(name, clock, self._figures)
         self._lock = threading.Lock()
         self._closed = threading.Event()
 
@@ -173,6 +177,11 @@ class ModelHost:
         """
         taken = int(self.details.get("memory_mb", 0)) if self.is_loaded else 0
         return 2 * taken if self._spare.is_ready else taken
+
+    @property
+    def trouble(self) -> str:
+        """Why it is given up for a while; empty if it is not."""
+        return self._setbacks.trouble
 
     @property
     def closed(self) -> bool:
@@ -277,9 +286,10 @@ class ModelHost:
 class _Setbacks:
     """Deaths and failed starts since the last success, and how long to wait because of them."""
 
-    def __init__(self, name: str, clock: Callable[[], float]) -> None:
+    def __init__(self, name: str, clock: Callable[[], float], figures: Figures) -> None:
         self._name = name
         self._clock = clock
+        self._figures = figures
         self._times: deque[float] = deque(maxlen=LOOP_DEATHS)
         self._last = ""
 
@@ -287,27 +297,47 @@ class _Setbacks:
         """Note one."""
         self._times.append(self._clock())
         self._last = error.message
+        self._figures.setbacks += 1
+        logger.warning("%s", self.trouble or error.message[:1000], extra={"event": "model.setback"})
 
     def clear(self) -> None:
         """It has worked."""
         self._times.clear()
+
+    @property
+    def seconds_left(self) -> float:
+        """How long it is not started again, because there were five within a minute."""
+        times = list(self._times)
+        if len(times) < LOOP_DEATHS:
+            return 0.0
+        return max(0.0, times[0] + LOOP_SECONDS - self._clock())
+
+    @property
+    def trouble(self) -> str:
+        """The same for people; empty if it may be started."""
+        left = self.seconds_left
+        if not left:
+            return ""
+        return (
+            f"model {self._name!r} failed {LOOP_DEATHS} times within {LOOP_SECONDS:.0f} s and is "
+            f"not started again for {left:.0f} s; the last time: {self._last:.1000}"
+        )
 
     def pause(self) -> float:
         """Seconds to wait before the next start: none after the first setback, then ever more.
 
         Raises NotReady if there were five within a minute.
         """
-        count, now = len(self._times), self._clock()
-        if count == LOOP_DEATHS and now - self._times[0] < LOOP_SECONDS:
-            left = self._times[0] + LOOP_SECONDS - now
-            raise NotReady(
-                f"model {self._name!r} failed {count} times within {LOOP_SECONDS:.0f} s and is "
-                f"not started again for {left:.0f} s; the last time: {self._last:.1000}"
-            )
+        left, trouble = self.seconds_left, self.trouble
+        if trouble:
+            error = NotReady(trouble)
+            error.retry_after = math.ceil(left)
+            raise error
+        count = len(self._times)
         if count < 2:
             return 0.0
         pause: float = FIRST_PAUSE_SECONDS * 2 ** (count - 2)
-        return max(0.0, self._times[-1] + pause - now)
+        return max(0.0, self._times[-1] + pause - self._clock())
 
 
 def _message(values: Sequence[Any]) -> dict[str, Any]:

@@ -97,6 +97,7 @@ class Hosts(ModelHosts):
                 entry.batcher.waiting,
                 entry.host.memory_mb,
                 entry.host.details.get("form"),
+                entry.host.trouble,
             )
             for id, entry in entries
         ]
@@ -217,7 +218,13 @@ class Hosts(ModelHosts):
             figures=figures,
             wishes=None if self._wishes is None else self._wishes(component),
         )
-        batcher = self._make_batcher(host, component.id, figures=figures, **batching(component))
+        batcher = self._make_batcher(
+            host,
+            component.id,
+            timeout=settings.get_number("PREDICT_TIMEOUT"),
+            figures=figures,
+            **batching(component),
+        )
         return _Entry(host, batcher)
 
     def _is_crowded(self) -> bool:

@@ -51,7 +51,11 @@ class Structured(Discreet):
         return discreet(json.dumps(told, default=str, ensure_ascii=False))
 
 
-_ORDINARY = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
+# uvicorn repeats its messages with the colours of a terminal.
+_ORDINARY = {
+    *vars(logging.makeLogRecord({})),
+    *("message", "asctime", "taskName", "color_message"),
+}
 
 
 def log_to_stderr() -> None:

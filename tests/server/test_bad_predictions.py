@@ -116,7 +116,24 @@ def test_a_model_that_always_dies_is_given_up_for_a_while(
     told = answer.json()["error"]["message"]
     assert "failed 5 times within 60 s and is not started again for" in told
     assert "exit code 9" in told
+    assert 30 < int(answer.headers["retry-after"]) <= 60
+    assert_given_up(http, "docs.never", "docs/model/never@1")
     assert http.post(PATH.format("fragile"), json={"inputs": [1]}).json()["outputs"] == [1]
+
+
+def assert_given_up(http: httpx2.Client, model: str, component_id: str) -> None:
+    """Whoever asks about a model before asking it is told that it will not answer."""
+    ready = http.get(f"/v2/models/{model}/ready")
+    assert (ready.status_code, ready.json()) == (503, {"name": model, "ready": False})
+    [row] = [row for row in http.post("/v2/repository/index").json() if row["name"] == model]
+    assert row["state"] == "UNAVAILABLE"
+    assert "is not started again for" in row["reason"]
+    assert model not in {
+        row["name"] for row in http.post("/v2/repository/index", json={"ready": True}).json()
+    }
+    figures = http.get("/metrics").text
+    assert f'superduper_model_setbacks_total{{model="{component_id}"}} 5.0' in figures
+    assert f'superduper_model_given_up{{model="{component_id}"}} 1.0' in figures
 
 
 def test_memory_stays_where_it_was(http: httpx2.Client) -> None:

@@ -68,6 +68,7 @@ def test_a_prediction_that_was_begun_is_answered(server: Running) -> None:
     assert heard == [200]
     lines = [json.loads(line) for line in server.log().splitlines()]
     assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
+    assert not any("color_message" in line for line in lines)  # uvicorn's
     ended = [line for line in lines if line.get("event") == "server.ended"]
     assert {(line["message"], line["level"]) for line in ended} == {("ended by SIGTERM", "info")}
 

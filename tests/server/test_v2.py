@@ -100,6 +100,10 @@ def test_fields_go_in_and_out_as_tensors(http: httpx2.Client) -> None:
     assert found["label"] == ("BYTES", ["ää", "bb"])
     assert found["weight"] == ("FP64", [3.0, 7.0])
     assert [json.loads(text) for text in found["more"][1]] == [{"a": [None]}] * 2
+    asked["inputs"].pop(0)
+    refused = http.post("/v2/models/docs.describe/infer", json=asked)
+    assert refused.status_code == 400
+    assert "'numbers' is missing: the model takes name, numbers" in refused.json()["error"]
 
 
 def test_binary_in_and_out_mixed_with_json(http: httpx2.Client) -> None:
@@ -184,14 +188,14 @@ WRONG: list[tuple[Any, str]] = [
     (with_input(datatype="FLOAT"), "unknown datatype 'FLOAT'"),
     (with_input(datatype=["FP32"]), "unknown datatype"),
     (with_input(datatype="FP64"), "the model takes FP32, not FP64"),
-    (with_input(name="other"), "missing"),
     ({"inputs": [FP32, {**FP32, "name": "other"}]}, "no input 'other'"),
+    (with_input(name="other"), "no input 'other': it takes input"),
     ({"inputs": [FP32, FP32]}, "given twice"),
     (with_input(shape=[1, 2]), "needs 2 elements, its data has 3"),
     (with_input(shape=[3]), "the model takes shape [-1, 3]"),
     (with_input(shape=[1, 1, 3]), "the model takes shape [-1, 3]"),
-    (with_input(shape=[-1, 3]), "integers that are not negative"),
-    (with_input(shape=[True, 3]), "integers that are not negative"),
+    (with_input(shape=[-1, 3]), "must be a list of 1 to 32 integers"),
+    (with_input(shape=[True, 3]), "must be a list of 1 to 32 integers"),
     (with_input(shape=[0, 3], data=[]), "no rows"),
     (with_input(shape=[10**12, 64]), "elements"),
     (with_input(shape=[2, 3], data=[[1, 2, 3], [4, 5]]), "not nested as shape"),

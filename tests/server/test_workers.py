@@ -143,6 +143,18 @@ def test_a_model_that_dies_is_started_again_once(served: Two, docs: Collection) 
     assert len(after) == 1 and after != before
 
 
+def test_a_model_that_always_dies_is_given_up_by_both(served: Two, docs: Collection) -> None:
+    docs.create_model("process", process)
+    both = served.both()
+    for _ in range(5):
+        assert ask(both[0], docs, "process", "die").status_code == 503
+    for each in both:
+        refused = ask(each, docs, "process", "pid")
+        assert "is not started again" in refused.json()["error"]["message"]
+        assert 30 < int(refused.headers["retry-after"]) <= 60
+        assert each.get(f"/v2/models/{docs.name}.process/ready").status_code == 503
+
+
 def test_an_http_process_that_is_killed_comes_back(served: Two, docs: Collection) -> None:
     docs.create_model("process", process)
     first, second = served.both()

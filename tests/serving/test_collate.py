@@ -40,6 +40,8 @@ def test_targets_of_whole_numbers_stay_whole() -> None:
             r"sample 1\['a'\]\[0\] has shape \(2,\), the first has \(1,\)",
         ),
         ([], "a batch needs at least one sample"),
+        ([[]], "an empty list or document has nothing in it"),
+        ([{}], "an empty list or document has nothing in it"),
     ],
 )
 def test_samples_that_differ(samples: list[Any], message: str) -> None:

@@ -1,5 +1,6 @@
 """Many models in one process: who is kept, who has to go, and that nobody loses a request."""
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -135,6 +136,20 @@ def test_a_timeout_is_for_the_models_own_work(hosts: Hosts, register: Callable[.
         hosts.predict(model, [14.0], timeout=0.5)
     assert hosts.predict(model, [1.0], timeout=0.5) == [{"value": 2.0}]
     assert hosts.predict(model, [], timeout=0.5) == []
+
+
+def test_a_batch_has_the_time_that_is_set(
+    registry: Registry, register: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUPERDUPER_PREDICT_TIMEOUT", "1")
+    hosts = open_hosts(registry)
+    model = register("m", Times(2))
+    began = time.monotonic()
+    with pytest.raises(TimedOut):
+        hosts.submit(model, [14.0], timeout=SOON).result(SOON)
+    assert time.monotonic() - began < 20
+    assert hosts.predict(model, [1.0]) == [{"value": 2.0}]
+    hosts.close()
 
 
 def test_closing_ends_the_processes(

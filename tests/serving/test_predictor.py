@@ -235,6 +235,13 @@ def test_samples_of_any_shape_for_a_model_that_takes_any() -> None:
     assert values(Predictor(Model()).predict(inputs)) == [1, 2, 3, 2, 1]
 
 
+def test_an_empty_list_says_so_and_fails_alone() -> None:
+    told = Predictor(torch.nn.Linear(1, 1)).predict([[], [1.0], {}])
+    assert "an empty list or document" in told[0]["error"]["message"]
+    assert "an empty list or document" in told[2]["error"]["message"]
+    assert "value" in told[1]
+
+
 def test_nan_passes() -> None:
     [value] = values(Predictor(Doubled()).predict([float("nan")]))
     assert value != value
