@@ -3,6 +3,7 @@
 Here a thread runs the batches of a model. A server may run them in its event loop instead.
 """
 
+import itertools
 import sys
 import threading
 import time
@@ -81,18 +82,31 @@ class Runs:
                 self._answer(live)
             else:
                 self.tell(live, ask())
-        except ChildDied as error:
-            if len(live) == 1:
-                self.fail(live, error)
-                return
-            for request in live:  # one of them ended the process: only that one gets the error
-                self._answer_alone(request)
+        except (ChildDied, TimedOut) as error:
+            self._answer_others(live, error)
         except Exception as error:  # whatever it is, every caller must hear of it
             self.fail(live, error)
 
     def _answer(self, live: list[Request]) -> None:
         if live:
             self.tell(live, self._host.predict(self.values(live), self._timeout))
+
+    def _answer_others(self, live: list[Request], error: ChildDied | TimedOut) -> None:
+        """One request of a batch has ended the process: only that one gets the error.
+
+        If it is not known which, they are tried one by one; but not after a batch that took too
+        long, where that would take as long for each.
+        """
+        guilty = live if len(live) == 1 else _request_at(live, error.position)
+        if not guilty and isinstance(error, TimedOut):
+            guilty = live
+        self.fail(guilty, error)
+        others = [request for request in live if request not in guilty]
+        if guilty:
+            self.run(self.live(others))
+        else:
+            for request in others:
+                self._answer_alone(request)
 
     def _answer_alone(self, request: Request) -> None:
         live = self.live([request])
@@ -124,6 +138,14 @@ class Runs:
             request.done(error)
 
 
+def _request_at(live: list[Request], position: int | None) -> list[Request]:
+    """The request whose value is at a position of a batch; none if that is not known."""
+    if position is None:
+        return []
+    stops = itertools.accumulate(len(request.values) for request in live)
+    return [each for each, stop in zip(live, stops, strict=True) if position < stop][:1]
+
+
 class Batcher:
     """Groups requests for one model host; its thread starts with the first request."""
 
@@ -143,7 +165,7 @@ class Batcher:
         self._name = name
         self._max_queue = max_queue
         self._clock = clock
-        self._batches = Batches(**batching)
+        self._batches = Batches(**batching, timeout=timeout)
         self._runs = Runs(host, name, timeout, clock, self.figures)
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)

@@ -5,6 +5,7 @@ and no longer than until as many rows are there as were in the last one and wait
 callers that ask again as soon as they are answered become one batch, where they would stay two.
 """
 
+import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from typing import Any
 
 WAIT_SHARE = 0.2
 NEWEST_SHARE = 0.2  # of the newest batch in the running mean of what a batch takes
+TIME_SHARE = 0.5
+"""Of the time that a batch may take: it takes no more rows than were last done in so much of it."""
 
 MAX_BATCH_SIZE = 64
 MAX_WAIT_MS = 10.0
@@ -48,9 +51,15 @@ class Batches:
     """Requests by owner: each owner in turn, so that one who sends much delays only himself."""
 
     def __init__(
-        self, max_batch_size: int = MAX_BATCH_SIZE, max_wait_ms: float = MAX_WAIT_MS
+        self,
+        max_batch_size: int = MAX_BATCH_SIZE,
+        max_wait_ms: float = MAX_WAIT_MS,
+        timeout: float = math.inf,
     ) -> None:
+        """`timeout`: the seconds after which a batch is given up."""
         self._max_rows = max_batch_size
+        self._affordable = float(max_batch_size)
+        self._seconds = TIME_SHARE * timeout
         self._max_wait = max_wait_ms / 1000
         self._of_owner: OrderedDict[str, deque[Request]] = OrderedDict()
         self._alive_rows = 0
@@ -71,7 +80,11 @@ class Batches:
     @property
     def wanted(self) -> int:
         """The rows that the next batch is worth waiting for."""
-        return min(self._alive_rows, self._max_rows)
+        return min(self._alive_rows, self._most_rows)
+
+    @property
+    def _most_rows(self) -> int:
+        return max(1, min(self._max_rows, int(self._affordable)))
 
     @property
     def is_full(self) -> bool:
@@ -91,7 +104,7 @@ class Batches:
         while self._of_owner:
             owner, waiting = next(iter(self._of_owner.items()))
             rows += len(waiting[0].values)
-            if batch and rows > self._max_rows:
+            if batch and rows > self._most_rows:
                 break
             batch.append(waiting.popleft())
             if not waiting:
@@ -114,4 +127,7 @@ class Batches:
         newest = NEWEST_SHARE if self._mean_seconds else 1.0
         self._mean_seconds += newest * (ended - began - self._mean_seconds)
         self._last_end = ended
-        self._alive_rows = sum(len(request.values) for request in batch) + self.rows
+        rows = sum(len(request.values) for request in batch)
+        self._alive_rows = rows + self.rows
+        if rows and ended > began:
+            self._affordable = min(self._max_rows, rows * self._seconds / (ended - began))

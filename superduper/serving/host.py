@@ -80,6 +80,7 @@ class ModelHost:
         self._child = launch(f"model {name}")
         self._spare = Spare(name, self._load, lambda ready: ready.child.kill())
         self._loaded = False
+        self._begun = 0
         self._setbacks = _Setbacks(name, clock, self._figures)
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -118,6 +119,7 @@ class ModelHost:
         is_begun = False
         try:
             parts = list(frames(values))
+            self._begun = len(parts[0])
             is_begun = len(parts) == 1 and self._child.begin(_message(parts[0]))
         finally:
             if not is_begun:
@@ -152,7 +154,7 @@ class ModelHost:
     def answer(self, timeout: float | None = None) -> Outcomes:
         """The outcomes of what was begun; may block, and raises what `predict` raises."""
         try:
-            return self._outcomes(self._asked(lambda: self._child.answer(timeout)))
+            return self._outcomes(self._asked(lambda: self._child.answer(timeout), self._begun))
         finally:
             self._lock.release()
 
@@ -198,22 +200,21 @@ class ModelHost:
         self._spare.drop()
 
     def _ask(self, values: Sequence[Any], timeout: float | None, plain: bool) -> Outcomes:
-        try:
-            return self._outcomes(self._exchange({**_message(values), "plain": plain}, timeout))
-        except (ChildDied, TimedOut) as error:
-            position = self._child.place
-            if position is not None and position < len(values):
-                error.position = position
-            raise
+        message = {**_message(values), "plain": plain}
+        return self._outcomes(self._exchange(message, timeout, len(values)))
 
-    def _exchange(self, message: Message, timeout: float | None) -> Message:
+    def _exchange(self, message: Message, timeout: float | None, count: int = 0) -> Message:
         self._make_ready()
-        return self._asked(lambda: self._child.request(message, timeout))
+        return self._asked(lambda: self._child.request(message, timeout), count)
 
-    def _asked(self, ask: Callable[[], Message]) -> Message:
+    def _asked(self, ask: Callable[[], Message], count: int) -> Message:
+        """The answer about so many values."""
         try:
             answer = ask()
         except (ChildDied, TimedOut) as error:
+            position = self._child.place
+            if position is not None and position < count:
+                error.position = position
             self._check_open()
             self._setbacks.add(error)
             raise

@@ -49,6 +49,13 @@ class Told(torch.nn.Module):
         return (x[:, :1] if bool((firsts == 9).any()) else x) * 2
 
 
+def endless(x: Any) -> Any:
+    """A function, which is asked for one value after the other; a first number of 4 is endless."""
+    while float(x[0]) == 4:
+        pass
+    return x * 2
+
+
 @pytest.fixture
 def loop() -> Iterator[tuple[asyncio.AbstractEventLoop, int]]:
     """A loop that runs in a thread, and the number of that."""
@@ -62,10 +69,10 @@ def loop() -> Iterator[tuple[asyncio.AbstractEventLoop, int]]:
     loop.close()
 
 
-@pytest.fixture
-def host(database: Database[dict[str, Any]]) -> Iterator[ModelHost]:
+@pytest.fixture(params=[Told()])
+def host(request: pytest.FixtureRequest, database: Database[dict[str, Any]]) -> Iterator[ModelHost]:
     registry = Registry(database, ArtifactStore(database, Keyring.open()))
-    sealed = seal({"object": Told(), "preprocess": None, "postprocess": None})
+    sealed = seal({"object": request.param, "preprocess": None, "postprocess": None})
     component = registry.register("c", "model", "m", sealed, author="tests", details={})
     host = ModelHost(registry.payload(component), "m", launch)
     yield host
@@ -130,6 +137,15 @@ def test_only_what_ends_the_process_fails(batcher: LoopBatcher) -> None:
     first, deadly, last = together(batcher, [5, 2, 6])
     with pytest.raises(ChildDied):
         deadly.result(SOON)
+    assert [doubled(first), doubled(last)] == [10, 12]
+
+
+@pytest.mark.parametrize("host", [endless], indirect=True)
+def test_only_what_never_ends_is_late_where_it_is_known(batcher: LoopBatcher) -> None:
+    ask(batcher, 10).result(SOON)
+    first, late, last = together(batcher, [5, 4, 6])
+    with pytest.raises(TimedOut):
+        late.result(SOON)
     assert [doubled(first), doubled(last)] == [10, 12]
 
 

@@ -17,7 +17,7 @@ from superduper.errors import (
     UserCodeError,
 )
 from superduper.serving.batcher import Batcher
-from superduper.serving.batches import Request
+from superduper.serving.batches import Batches, Request
 
 SOON = 20.0
 FAR = float("inf")
@@ -29,6 +29,7 @@ class Doubling:
     def __init__(self, seconds: float = 0.0) -> None:
         self.batches: list[list[Any]] = []
         self.seconds = seconds
+        self.tells_place = True
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Semaphore(0)
@@ -40,6 +41,10 @@ class Doubling:
         time.sleep(self.seconds)
         if "die" in values:
             raise ChildDied("the child is dead")
+        if "hang" in values:
+            error = TimedOut("the child did not answer")
+            error.position = values.index("hang") if self.tells_place else None
+            raise error
         if "raise" in values:
             raise UserCodeError("the model raised")
         if "lose" in values:
@@ -213,6 +218,38 @@ def test_only_the_request_that_ends_the_process_gets_child_died(host: Doubling) 
     assert host.batches[-1] == ["die"]
     assert host.batches[-2] == [2]
     batcher.close()
+
+
+def test_only_the_request_that_hangs_is_late_if_it_is_known(host: Doubling) -> None:
+    batcher = Batcher(host, "m")
+    behind_the_gate(host, batcher)
+    futures = [batcher.submit(values, FAR) for values in ([1, 2], [3, "hang"], [4], [5])]
+    host.gate.set()
+    with pytest.raises(TimedOut):
+        futures.pop(1).result(SOON)
+    assert [len(future.result(SOON)) for future in futures] == [2, 1, 1]
+    assert host.batches[1:] == [[1, 2, 3, "hang", 4, 5], [1, 2, 4, 5]]
+    host.tells_place = False
+    behind_the_gate(host, batcher)
+    futures = [batcher.submit([value], FAR) for value in (1, "hang")]
+    host.gate.set()
+    for future in futures:  # each of them might hang again
+        with pytest.raises(TimedOut):
+            future.result(SOON)
+    batcher.close()
+
+
+def test_a_batch_takes_no_more_than_there_is_time_for() -> None:
+    batches = Batches(timeout=8.0)
+    rows = [Request([n], FAR, lambda _: None) for n in range(100)]
+    for row in rows:
+        batches.put(row)
+    assert len(batches.take()) == 64  # nothing is known yet
+    for taken, seconds, then in ((8, 8.0, 4), (4, 40.0, 1), (1, 0.001, 64)):
+        batches.note_end(rows[:taken], 0.0, seconds)
+        for row in rows:
+            batches.put(row)
+        assert len(batches.take()) == then
 
 
 def test_lost_outcomes_are_an_error(host: Doubling) -> None:
