@@ -86,7 +86,8 @@ class LoopBatcher(Batcher):
             if left > 0:
                 self._next, self._waits = self._loop.call_later(left, self._begin_next), True
                 return
-            running = self._running = _Running(self._batches.take(), self._clock())
+            batch, now = self._batches.take(), self._clock()
+            running = self._running = _Running(batch, now, self.figures.worked)
         running.live = self._runs.live(running.batch)
         if not running.live:
             self._end()
@@ -147,7 +148,8 @@ class LoopBatcher(Batcher):
         with self._changed:
             running, self._running = self._running, None
             if running is not None:
-                self._batches.note_end(running.batch, running.began, self._clock())
+                worked = self.figures.worked - running.worked
+                self._batches.note_end(running.batch, running.began, self._clock(), worked)
             if self._batches.count:
                 self._look()
             if self._closed:
@@ -173,11 +175,12 @@ class LoopBatcher(Batcher):
 class _Running:
     """A batch that has been taken."""
 
-    __slots__ = ("batch", "began", "live")
+    __slots__ = ("batch", "began", "live", "worked")
 
-    def __init__(self, batch: list[Request], began: float) -> None:
+    def __init__(self, batch: list[Request], began: float, worked: float) -> None:
         self.batch = batch
         self.began = began
+        self.worked = worked
         self.live: list[Request] = []
 
 

@@ -229,9 +229,10 @@ class Batcher:
 
     def _work(self) -> None:
         while batch := self._next_batch():
-            began = self._clock()
+            began, before = self._clock(), self.figures.worked
             self._runs.run(self._runs.live(batch))
-            self._batches.note_end(batch, began, self._clock())
+            worked = self.figures.worked - before
+            self._batches.note_end(batch, began, self._clock(), worked)
 
     def _next_batch(self) -> list[Request]:
         """The requests that go next; none once closed and empty."""

@@ -84,7 +84,7 @@ class Batches:
 
     @property
     def _most_rows(self) -> int:
-        return max(1, min(self._max_rows, int(self._affordable)))
+        return max(1, int(min(self._max_rows, self._affordable)))
 
     @property
     def is_full(self) -> bool:
@@ -122,12 +122,16 @@ class Batches:
         self.count = self.rows = 0
         return left
 
-    def note_end(self, batch: list[Request], began: float, ended: float) -> None:
-        """A batch that was taken has been answered."""
+    def note_end(self, batch: list[Request], began: float, ended: float, worked: float) -> None:
+        """A batch that was taken has been answered.
+
+        `worked`: the seconds that the model took for it, without the start of its process; 0 if
+        that is not known.
+        """
         newest = NEWEST_SHARE if self._mean_seconds else 1.0
         self._mean_seconds += newest * (ended - began - self._mean_seconds)
         self._last_end = ended
         rows = sum(len(request.values) for request in batch)
         self._alive_rows = rows + self.rows
-        if rows and ended > began:
-            self._affordable = min(self._max_rows, rows * self._seconds / (ended - began))
+        if rows and worked:
+            self._affordable = rows * self._seconds / worked

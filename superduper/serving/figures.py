@@ -8,7 +8,8 @@ from superduper.serving.times import Times
 
 ROW_BOUNDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0)
 COUNTS = ("failed", "setbacks", "left_to_plain")
-STAGES = ("queue", "preprocess", "forward", "postprocess")
+WORKING = ("preprocess", "forward", "postprocess")
+STAGES = ("queue", *WORKING)
 
 
 @dataclass
@@ -27,8 +28,16 @@ class Figures:
     setbacks: int = 0
     """Times its process died, hung, or could not load it."""
 
+    lost: float = 0.0
+    """Seconds of work that ended the process."""
+
     left_to_plain: int = 0
     """Batches that a faster form of the model left to the plain one."""
+
+    @property
+    def worked(self) -> float:
+        """The seconds that the model has worked for batches."""
+        return self.lost + sum(self.stages[name].total for name in WORKING)
 
 
 @dataclass(frozen=True)

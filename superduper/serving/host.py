@@ -209,9 +209,11 @@ class ModelHost:
 
     def _asked(self, ask: Callable[[], Message], count: int) -> Message:
         """The answer about so many values."""
+        began = time.monotonic()
         try:
             answer = ask()
         except (ChildDied, TimedOut) as error:
+            self._figures.lost += time.monotonic() - began
             position = self._child.place
             if position is not None and position < count:
                 error.position = position

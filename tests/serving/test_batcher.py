@@ -245,8 +245,9 @@ def test_a_batch_takes_no_more_than_there_is_time_for() -> None:
     for row in rows:
         batches.put(row)
     assert len(batches.take()) == 64  # nothing is known yet
-    for taken, seconds, then in ((8, 8.0, 4), (4, 40.0, 1), (1, 0.001, 64)):
-        batches.note_end(rows[:taken], 0.0, seconds)
+    cases = ((8, 8.0, 4), (4, 40.0, 1), (1, 0.001, 64), (64, 0.0, 64))
+    for taken, worked, then in cases:
+        batches.note_end(rows[:taken], 0.0, 50.0, worked)
         for row in rows:
             batches.put(row)
         assert len(batches.take()) == then
