@@ -68,7 +68,9 @@ class ModelHost:
         clock: Callable[[], float] = time.monotonic,
         figures: Figures | None = None,
         wishes: Wishes | None = None,
+        has_loaded: Callable[[], None] | None = None,
     ) -> None:
+        """`has_loaded` is told each time that a process has loaded the model."""
         self.name = name
         self._wishes = wishes
         self.wished_at: int | None = None
@@ -79,6 +81,7 @@ class ModelHost:
         self._launch = launch
         self._child = launch(f"model {name}")
         self._spare = Spare(name, self._load, lambda ready: ready.child.kill())
+        self._has_loaded = has_loaded
         self._loaded = False
         self._begun = 0
         self._setbacks = _Setbacks(name, clock, self._figures)
@@ -252,6 +255,8 @@ class ModelHost:
             self._spare.prepare()
             if self.closed:
                 self._spare.drop()
+        if self._has_loaded is not None:
+            self._has_loaded()
 
     def _load(self, child: Child | None = None) -> "_Ready":
         """Have a child, or a new one, load the model and choose its form."""

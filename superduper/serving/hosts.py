@@ -146,6 +146,7 @@ class Hosts(ModelHosts):
             self._entries[component.id] = fresh
             if old is not None:
                 self._retire(old)
+            self._make_room()
             is_closed = self._closed
         if is_closed:
             self.close()
@@ -202,11 +203,12 @@ class Hosts(ModelHosts):
         if self._closed:
             raise NotReady("the model hosts have been closed")
         entry = self._entries.get(component.id)
+        is_new = entry is None
         if entry is None:
             entry = self._entries[component.id] = self._made(component)
-            while len(self._entries) > 1 and self._is_crowded():
-                self._retire(self._entries.popitem(last=False)[1])
         self._entries.move_to_end(component.id)
+        if is_new:
+            self._make_room()
         return entry
 
     def _made(self, component: Component) -> _Entry:
@@ -217,6 +219,7 @@ class Hosts(ModelHosts):
             self._launch,
             figures=figures,
             wishes=None if self._wishes is None else self._wishes(component),
+            has_loaded=self._has_loaded,
         )
         batcher = self._make_batcher(
             host,
@@ -227,9 +230,20 @@ class Hosts(ModelHosts):
         )
         return _Entry(host, batcher)
 
-    def _is_crowded(self) -> bool:
-        used = sum(entry.host.memory_mb for entry in self._entries.values())
-        return len(self._entries) > self._max_hosts or used > self._memory_mb
+    def _has_loaded(self) -> None:
+        """A model has been loaded: what it takes is known now."""
+        with self._lock:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Let the least recently used go while there are too many, or they take too much."""
+        while len(self._entries) > self._max_hosts:
+            self._retire(self._entries.popitem(last=False)[1])
+        taken = {id: entry.host.memory_mb for id, entry in self._entries.items()}
+        for id in list(taken)[:-1]:
+            if taken[id] and sum(taken.values()) > self._memory_mb:
+                self._retire(self._entries.pop(id))
+                del taken[id]
 
     def _retire(self, entry: _Entry) -> None:
         thread = threading.Thread(target=entry.retire, name="retire model host", daemon=True)

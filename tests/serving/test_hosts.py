@@ -88,6 +88,19 @@ def test_what_takes_too_much_memory_goes(
     hosts.close()
 
 
+def test_models_that_are_loaded_at_once_stay_within_the_memory(
+    registry: Registry, register: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUPERDUPER_MODELS_MEMORY_MB", "1")
+    hosts = open_hosts(registry)
+    models = [register(f"m{factor}", Times(factor)) for factor in (1, 2, 3)]
+    futures = [hosts.submit(model, [2.0]) for model in models]
+    assert len(hosts.states()) == 3, "none is known to be too large"
+    assert [future.result(SOON)[0]["value"] for future in futures] == [2.0, 4.0, 6.0]
+    until(lambda: [state.id for state in hosts.states()] == [models[2].id], seconds=SOON)
+    hosts.close()
+
+
 def test_sixty_four_threads_get_their_own_answers(
     hosts: Hosts, register: Callable[..., Any]
 ) -> None:
