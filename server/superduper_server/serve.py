@@ -66,6 +66,7 @@ class Server(uvicorn.Server):
         self._service = service
         self._bound = bound
         self._scheme = "https" if tls else "http"
+        self._handshake_seconds = limits.head_seconds if tls else None
         self._taking: set[asyncio.Task[None]] = set()
         self.when_ready: Callable[[], None] | None = None
         self.backend: Backend = app.state.backend
@@ -91,7 +92,17 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to accept."""
-        await super().startup(sockets)
+        await super().startup([])  # uvicorn would give TLS handshakes a minute
+        loop, tls = asyncio.get_running_loop(), self.config.ssl
+        for each in sockets or []:
+            server = await loop.create_server(
+                self._protocol,
+                sock=each,
+                ssl=tls,
+                backlog=self.config.backlog,
+                ssl_handshake_timeout=self._handshake_seconds,
+            )
+            self.servers.append(server)
         if threading.current_thread() is threading.main_thread():
             settle()  # in a thread the process is somebody else's
         await self._group.open(self._take)
@@ -117,16 +128,20 @@ class Server(uvicorn.Server):
         self._taking.add(task)
         task.add_done_callback(self._taking.discard)
 
-    async def _begin(self, connection: socket.socket) -> None:
-        def protocol() -> asyncio.Protocol:
-            made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
-                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
-            )
-            return made
+    def _protocol(self) -> asyncio.Protocol:
+        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return made
 
-        loop, tls = asyncio.get_running_loop(), self.config.ssl
+    async def _begin(self, connection: socket.socket) -> None:
         with suppress(OSError):  # it is closed already, or no TLS is spoken
-            await loop.connect_accepted_socket(protocol, connection, ssl=tls)
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._protocol,
+                connection,
+                ssl=self.config.ssl,
+                ssl_handshake_timeout=self._handshake_seconds,
+            )
 
 
 def url_of(bound: socket.socket, scheme: str) -> str:

@@ -1,7 +1,9 @@
 """Clients that send slowly, nothing, too much, or read nothing: each is hung up on in time."""
 
+import ssl
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -20,6 +22,7 @@ from tests.server.attackers import (
     connected,
     seconds_until_closed,
 )
+from tests.server.certificates import make_certificate
 from tests.server.running import serving
 from tests.waiting import until
 
@@ -86,6 +89,26 @@ def test_a_slow_client_is_hung_up_on(server: Server, how: str) -> None:
     begun, drip = DRIPS[how]
     with connected(server.url, *begun) as connection:
         assert seconds_until_closed(connection, drip, most=5) < 3
+
+
+@pytest.mark.parametrize("begun", [b"", b"\x16\x03\x01"], ids=["nothing", "the first bytes"])
+def test_who_does_not_end_a_tls_handshake_is_hung_up_on(
+    database: Database[Any], tmp_path: Path, begun: bytes
+) -> None:
+    tls = make_certificate(tmp_path)
+    made = Server(
+        Service(database),
+        listen("127.0.0.1", 0),
+        insecure=True,
+        register_code=True,
+        tls=tls,
+        limits=LIMITS,
+    )
+    with serving(made) as server:
+        with connected(server.url, begun) as connection:
+            assert seconds_until_closed(connection, b"", most=10) < 8
+        trusted = ssl.create_default_context(cafile=tls[0])
+        assert httpx2.get(f"{server.url}/healthz", verify=trusted).status_code == 200
 
 
 def test_a_stranger_is_hung_up_on_too(guarded: Server) -> None:
