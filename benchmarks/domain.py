@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from superduper.imputations.fitting.domain import fit_domain
-from superduper.serving.blocks import Block, Layout
+from superduper.serving.blocks import Block, floats
 from superduper.serving.predictor import Predictor
 from superduper.serving.stored import predict_stored
 
@@ -52,7 +52,7 @@ def _label(row: torch.Tensor) -> int:
 
 def _one(width: int, count: int, labelled: bool, domain: Any, rows: Any) -> dict[str, Any]:
     """One row: `labelled` models have a postprocess, others give back vectors as they are."""
-    first = Block(Layout.floats(FEATURES), rows[:count].tobytes())
+    first = Block(floats(FEATURES), rows[:count].tobytes())
     values: Sequence[Any] = list(first) if labelled else first
     after = _label if labelled else None
     predictors = [Predictor(_MODELS[width], postprocess=after, domain=it) for it in (None, domain)]

@@ -28,7 +28,7 @@ from superduper.errors import NotReady, TimedOut
 from superduper.handlers import predictions
 from superduper.service import Service
 from superduper.serving.batches import Outcomes, Request
-from superduper.serving.blocks import BYTES_PER_FLOAT, HEAD, Block, BlockOutcomes, Layout, of_stored
+from superduper.serving.blocks import BYTES_PER_FLOAT, HEAD, Block, BlockOutcomes, floats, of_stored
 from superduper_server import bodies, v2_format, v2_tensors
 from superduper_server.models import IMPUTATION_PATH, MODEL_VERSION_PATH, Place, Target
 from superduper_server.rivals import Part, Shadows
@@ -146,7 +146,7 @@ def _quick_inputs(headers: Headers, query: str, body: bytes) -> Block | None:
         return None
     if sys.byteorder == "big":
         data.byteswap()
-    return Block(Layout.floats(width), data.tobytes())
+    return Block(floats(width), data.tobytes())
 
 
 def _is_floats(value: Any) -> bool:
@@ -182,7 +182,7 @@ def _in_block(outcomes: Outcomes) -> BlockOutcomes | None:
     if rest or not width or any(len(value) != len(values[0]) for value in values):
         return None
     data = b"".join([value[len(HEAD) :] for value in values])
-    return BlockOutcomes(Block(Layout.floats(width), data))
+    return BlockOutcomes(Block(floats(width), data))
 
 
 def _texts(block: Block) -> list[bytes]:

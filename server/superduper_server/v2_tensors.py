@@ -15,7 +15,7 @@ import numpy as np
 from superduper.errors import InvalidInput, UserCodeError
 from superduper.fields import images, tensors
 from superduper.fields.json import dumps, loads
-from superduper.serving.blocks import HEAD, Block, Layout
+from superduper.serving.blocks import HEAD, Block, layout_of
 from superduper.serving.signature import BYTES as RAW
 from superduper.serving.signature import JSON, OUTPUT, TEXT, Tensor
 
@@ -167,7 +167,7 @@ def stored_rows(column: Column, expected: Tensor | None) -> Sequence[Any]:
 
 
 def _stored_arrays(column: Column, kind: str) -> Sequence[Any]:
-    layout = Layout(DTYPES[column.datatype], column.shape[1:], kind)
+    layout = layout_of(DTYPES[column.datatype], column.shape[1:], kind)
     if not layout.row_bytes:
         return [layout.stored(b"") for _ in range(column.shape[0])]
     return Block(layout, column.data.reshape(-1).view(np.uint8).data)

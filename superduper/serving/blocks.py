@@ -6,7 +6,9 @@ need know of the block.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, overload
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, overload
 
 from bson.binary import VECTOR_SUBTYPE, Binary
 
@@ -16,38 +18,35 @@ from superduper.fields import tensors
 Buffer = bytes | bytearray | memoryview
 HEAD = b"\x27\x00"  # of a stored vector of float32
 BYTES_PER_FLOAT = 4
+KINDS = (None, "torch", "numpy")
 
 
-class Layout(NamedTuple):
+@dataclass(frozen=True)
+class Layout:
     """What the tensors of a block have in common, each as a document would tell it.
 
     No size in `shape` is 0. `kind` is the library whose arrays they are; None if nobody has said.
+    `layout_of` keeps those that are used, with what is worked out of them.
     """
 
     dtype: str
     shape: tuple[int, ...]
-    kind: str | None = "torch"
+    kind: str | None
 
-    @classmethod
-    def floats(cls, width: int) -> "Layout":
-        """That of vectors of float32."""
-        return cls("float32", (width,))
-
-    @classmethod
-    def of(cls, told: Sequence[Any]) -> "Layout":
-        """The layout that has travelled as a list."""
-        dtype, shape, kind = told
-        return cls(dtype, tuple(shape), kind)
-
-    @property
+    @cached_property
     def is_floats(self) -> bool:
         """Whether they are vectors of float32."""
         return self.dtype == "float32" and len(self.shape) == 1
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         """The size of one."""
         return tensors.ITEM_SIZES[self.dtype] * math.prod(self.shape)
+
+    @cached_property
+    def text(self) -> str:
+        """The layout as it travels; see `layout_in`."""
+        return " ".join([self.dtype, self.kind or "", *map(str, self.shape)])
 
     def stored(self, data: Buffer) -> Any:
         """A tensor of these bytes as a document has it."""
@@ -55,6 +54,24 @@ class Layout(NamedTuple):
             return Binary(HEAD + data, VECTOR_SUBTYPE)
         told = {"dtype": self.dtype, "shape": list(self.shape), "data": bytes(data)}
         return tensors.as_stored(told if self.kind is None else {**told, "kind": self.kind})
+
+
+@lru_cache(maxsize=1024)
+def layout_of(dtype: str, shape: tuple[int, ...], kind: str | None = "torch") -> Layout:
+    """The layout of tensors of a datatype and shape."""
+    return Layout(dtype, shape, kind)
+
+
+@lru_cache(maxsize=1024)
+def layout_in(text: str) -> Layout:
+    """The layout that has travelled as a text."""
+    dtype, kind, *sizes = text.split(" ")
+    return layout_of(dtype, tuple(map(int, sizes)), kind or None)
+
+
+def floats(width: int) -> Layout:
+    """The layout of vectors of float32."""
+    return layout_of("float32", (width,))
 
 
 class Block(Sequence[Any]):
@@ -120,14 +137,14 @@ def join(parts: Sequence[Sequence[Any]]) -> Sequence[Any]:
 def of_stored(values: Sequence[Any]) -> Sequence[Any]:
     """Stored values as a block, if all are sound tensors of one layout; else as they are."""
     parts: list[Buffer] = []
-    layout = None
+    first = None
     for value in values:
         found = _tensor_in(value)
-        if found is None or layout not in (None, found[0]):
+        if found is None or first not in (None, found[0]):
             return values
-        layout = found[0]
+        first = found[0]
         parts.append(found[1])
-    return values if layout is None else Block(layout, *parts)
+    return values if first is None else Block(first, *parts)
 
 
 def _tensor_in(value: Any) -> tuple[Layout, Buffer] | None:
@@ -135,27 +152,30 @@ def _tensor_in(value: Any) -> tuple[Layout, Buffer] | None:
     try:
         if tensors.is_vector(value):
             dtype, count, data = tensors.read_vector(value)
-            return (Layout(dtype, (count,)), data) if data and dtype != "bool" else None
+            return (layout_of(dtype, (count,)), data) if data and dtype != "bool" else None
         if not isinstance(value, Mapping) or not tensors.is_tensor_document(value):
             return None
         tensors.check_tensor_document(value)
     except InvalidInput:
         return None
-    layout = Layout(value["dtype"], tuple(value["shape"]), value.get("kind"))
-    is_sound = layout.row_bytes and layout.stored(value["data"]) == value
-    return (layout, value["data"]) if is_sound else None
+    kind = value.get("kind")
+    if kind not in KINDS:
+        return None
+    found = layout_of(value["dtype"], tuple(value["shape"]), kind)
+    is_sound = found.row_bytes and found.stored(value["data"]) == value
+    return (found, value["data"]) if is_sound else None
 
 
 def pack(block: Block) -> dict[str, Any]:
     """A block as it travels in a message."""
-    return {"block": block.parts, "layout": list(block.layout)}
+    return {"block": block.parts, "layout": block.layout.text}
 
 
 def unpack(message: dict[str, Any]) -> Block | None:
     """The block that has travelled in a message; None if there is none in it."""
     if "layout" not in message:
         return None
-    return Block(Layout.of(message["layout"]), message["block"])
+    return Block(layout_in(message["layout"]), message["block"])
 
 
 class BlockOutcomes(Sequence[dict[str, Any]]):

@@ -7,7 +7,14 @@ import bson
 from bson.raw_bson import RawBSONDocument
 
 from superduper.fields import codec, tensors
-from superduper.serving.blocks import BYTES_PER_FLOAT, HEAD, Block, BlockOutcomes, Layout
+from superduper.serving.blocks import (
+    BYTES_PER_FLOAT,
+    HEAD,
+    Block,
+    BlockOutcomes,
+    floats,
+    layout_of,
+)
 from superduper.serving.failures import CONTAINED, Failure, each
 from superduper.serving.predictor import Predictor
 from superduper.serving.rows import Outcome
@@ -65,7 +72,7 @@ def _block_of(values: Sequence[Any]) -> Block | None:
     ):
         return None
     data = b"".join([memoryview(value)[2:] for value in values])
-    return Block(Layout.floats((size - len(HEAD)) // BYTES_PER_FLOAT), data)
+    return Block(floats((size - len(HEAD)) // BYTES_PER_FLOAT), data)
 
 
 def _stored_rows(predictor: Predictor, output: Any, count: int) -> Sequence[Any]:
@@ -76,7 +83,7 @@ def _stored_rows(predictor: Predictor, output: Any, count: int) -> Sequence[Any]
     if not is_dense or shape[0] != count or 0 in shape:
         return [to_stored(outcome) for outcome in predictor.outcomes(output, count)]
     plain = output.view(torch.int16) if dtype == "bfloat16" else output  # which numpy has not
-    return BlockOutcomes(Block(Layout(dtype, shape[1:]), plain.numpy(force=True).tobytes()))
+    return BlockOutcomes(Block(layout_of(dtype, shape[1:]), plain.numpy(force=True).tobytes()))
 
 
 def decoding(predictor: Predictor) -> Callable[[Any], Any]:

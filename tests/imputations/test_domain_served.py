@@ -10,7 +10,7 @@ from tables import Table
 
 from superduper.fields import tensors
 from superduper.imputations.fitting.domain import fit_domain
-from superduper.serving.blocks import Block, BlockOutcomes, Layout
+from superduper.serving.blocks import Block, BlockOutcomes, floats
 from superduper.serving.domain import Domain
 from superduper.serving.predictor import Predictor
 from superduper.serving.stored import predict_stored
@@ -37,12 +37,12 @@ def told(outcomes: Any) -> list[dict[str, Any]]:
 def test_vectors_stay_in_one_block_where_all_are_in_the_domain(domain: Domain, inside: Any) -> None:
     model = torch.nn.Linear(3, 2)
     predictor = Predictor(model, domain=domain)
-    block = Block(Layout.floats(3), inside.tobytes())
+    block = Block(floats(3), inside.tobytes())
     outcomes = predict_stored(predictor, block)
     assert isinstance(outcomes, BlockOutcomes)
     assert told(outcomes) == told(predict_stored(Predictor(model), block))
 
-    mixed = Block(Layout.floats(3), np.concatenate([inside, FAR]).tobytes())
+    mixed = Block(floats(3), np.concatenate([inside, FAR]).tobytes())
     *first, last = told(predict_stored(predictor, mixed))
     assert all(set(each) == {"value"} for each in first)
     assert (

@@ -16,7 +16,7 @@ import uvicorn
 from superduper.fields.tensors import encode_array
 from superduper.service import Service
 from superduper.serving.batches import Request
-from superduper.serving.blocks import Block, Layout
+from superduper.serving.blocks import Block, floats
 from superduper.store.mongo import connect_mongo
 from superduper_server import fast_lane
 from superduper_server.app import build_app
@@ -229,7 +229,7 @@ def test_one_row_is_written_as_it_is_among_others() -> None:
     bits = np.random.default_rng(0).integers(0, 2**32, (200, 8), dtype=np.uint32)
     rows = bits.view("<f4")  # of all sizes
     rows[np.isnan(rows)] = np.nan
-    layout = Layout.floats(8)
+    layout = floats(8)
     alone = [text for row in rows for text in _texts(Block(layout, row.tobytes()))]
     assert alone == _texts(Block(layout, rows.tobytes()))
 

@@ -14,7 +14,7 @@ from pymongo.database import Database
 from superduper.errors import ChildDied, InvalidInput, NotReady, TimedOut
 from superduper.fields.sealing import seal
 from superduper.imputations.hosting import launch
-from superduper.serving.blocks import Block, BlockOutcomes, Layout
+from superduper.serving.blocks import Block, BlockOutcomes, floats
 from superduper.serving.host import ModelHost
 from superduper.store.artifacts import ArtifactStore
 from superduper.store.registry import Registry
@@ -89,7 +89,7 @@ def batcher(host: ModelHost, loop: tuple[asyncio.AbstractEventLoop, int]) -> Ite
 def row(first: float, width: int = 2) -> Block:
     numbers = torch.zeros(1, width)
     numbers[0, 0] = first
-    return Block(Layout.floats(width), numbers.numpy().tobytes())
+    return Block(floats(width), numbers.numpy().tobytes())
 
 
 def ask(batcher: LoopBatcher, first: float, width: int = 2) -> "Future[Any]":

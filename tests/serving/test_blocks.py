@@ -14,8 +14,9 @@ from superduper.serving.blocks import (
     HEAD,
     Block,
     BlockOutcomes,
-    Layout,
+    floats,
     join,
+    layout_of,
     of_stored,
     pack,
     unpack,
@@ -28,7 +29,7 @@ ROWS = np.arange(12, dtype="<f4").reshape(4, 3)
 
 
 def block(rows: np.ndarray) -> Block:  # type: ignore[type-arg]
-    return Block(Layout.floats(rows.shape[1]), rows.tobytes())
+    return Block(floats(rows.shape[1]), rows.tobytes())
 
 
 def test_a_block_is_a_sequence_of_stored_vectors() -> None:
@@ -59,7 +60,9 @@ NAMES = [name for name in tensors.ITEM_SIZES if not name.startswith("complex")]
 def stacked(dtype: str, *shape: int) -> tuple[torch.Tensor, Block]:
     """A tensor of zeros and ones with three rows of that shape, and the same as a block."""
     rows = (torch.arange(3 * math.prod(shape)) % 3 % 2).reshape(3, *shape).to(getattr(torch, dtype))
-    return rows, Block(Layout(dtype, shape), rows.contiguous().view(torch.uint8).numpy().tobytes())
+    return rows, Block(
+        layout_of(dtype, shape), rows.contiguous().view(torch.uint8).numpy().tobytes()
+    )
 
 
 @pytest.mark.parametrize("shape", [(1,), (9,), (2, 3), (2, 1, 2)])
@@ -88,6 +91,9 @@ def test_stored_values_that_differ_or_are_unsound_stay_as_they_are() -> None:
     as_vector = {**stacked("int16", 3)[1][0], "dtype": "int8", "shape": [6]}
     for values in ([one[0], other[0]], [one[0], broken], [as_vector], [one[0], 1.5], ["x"], []):
         assert of_stored(values) is values
+    strange = [{**one[0], "kind": kind} for kind in ("a b", "", [1], {"x": 1}, 3)]
+    assert not any(isinstance(of_stored([value]), Block) for value in strange)
+    assert isinstance(of_stored([{**one[0], "kind": "numpy"}]), Block)
     empty = tensors.encode_array(torch.zeros(2, 0))
     assert not isinstance(of_stored([empty]), Block)
 
