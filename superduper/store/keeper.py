@@ -148,6 +148,15 @@ def processor_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def is_held_up(pid: int) -> bool:
+    """Whether a process would go on, had it a processor or its disk. Raises OSError if it is gone.
+
+    On a machine that is overloaded silence means nothing.
+    """
+    threads = Path(f"/proc/{pid}/task").glob("*/stat")
+    return any(each.read_text().rpartition(")")[2].split()[0] in "RD" for each in threads)
+
+
 def reserve_port(wanted: int) -> tuple[int, socket.socket]:
     """A free loopback port, the wanted one if it is free, and the socket that keeps it so.
 
@@ -258,6 +267,7 @@ class Keeper:
     def _hangs(self, *, silent: bool) -> bool:
         assert self._store.pid is not None  # it runs
         try:
+            silent = silent and not is_held_up(self._store.pid)
             used = processor_seconds(self._store.pid)
         except OSError:  # another system, or it has just ended
             return False

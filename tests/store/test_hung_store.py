@@ -9,7 +9,7 @@ from pymongo import MongoClient
 
 from superduper.store.embedded import attach
 from superduper.store.folder import Folder
-from superduper.store.keeper import HUNG_CPU_SECONDS, Silence, processor_seconds
+from superduper.store.keeper import HUNG_CPU_SECONDS, Silence, is_held_up, processor_seconds
 from tests.waiting import until
 
 IMPATIENT = """
@@ -51,6 +51,17 @@ def test_a_busy_server_does_not_hang():
     assert seconds(silent=False, used=2.0) == 0.0, "it has answered"
     assert seconds(silent=True, used=2.0) == 0.0
     assert seconds(silent=True, used=0.0) == 0.0, "it is another process"
+
+
+def test_who_waits_for_a_processor_is_held_up():
+    spinning = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        until(lambda: is_held_up(spinning.pid))
+        spinning.send_signal(signal.SIGSTOP)
+        until(lambda: not is_held_up(spinning.pid))
+    finally:
+        spinning.kill()
+        spinning.wait()
 
 
 def test_processor_time_is_told():
