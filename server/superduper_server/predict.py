@@ -24,6 +24,7 @@ from bson import Binary
 from bson.binary import VECTOR_SUBTYPE
 
 from superduper import commands
+from superduper.commands.predictions import MOST_INPUTS
 from superduper.errors import NotReady, TimedOut
 from superduper.handlers import predictions
 from superduper.service import Service
@@ -41,9 +42,6 @@ SMALL_BYTES = 64 * 1024
 JSON_HEADERS = {"content-type": bodies.JSON}
 FEW_FLOATS = 64
 """Up to here one row is written sooner by Python than by numpy, which takes longer to begin."""
-MOST_INPUTS = 10_000
-"""What is not checked as a command is must be what the command would take anyway."""
-
 Headers = Mapping[str, str]
 Answer = tuple[bytes, dict[str, str]]
 Reply = Callable[[Outcomes | Exception], None]
@@ -129,6 +127,7 @@ def _quick_inputs(headers: Headers, query: str, body: bytes) -> Block | None:
     except orjson.JSONDecodeError:
         return None
     inputs = sent.get("inputs") if type(sent) is dict and len(sent) == 1 else None
+    # What is not checked as a command is must be what the command would take anyway.
     if type(inputs) is not list or not 0 < len(inputs) <= MOST_INPUTS:
         return None
     first = inputs[0]

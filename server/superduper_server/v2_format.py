@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from superduper.commands.predictions import MOST_INPUTS
 from superduper.errors import InvalidInput, UserCodeError
 from superduper.serving.blocks import BlockOutcomes
 from superduper.serving.signature import CONFIDENCE, JSON, Tensor
@@ -187,6 +188,10 @@ def _values(columns: list[Column], signature: Signature) -> Sequence[Any]:
     if expected:
         _check(columns, expected)
     count = columns[0].shape[0]
+    if count > MOST_INPUTS:  # before each becomes an object; rows of no elements take no bytes
+        raise InvalidInput(
+            f"input {columns[0].name!r} has {count} rows: at most {MOST_INPUTS} are taken at once"
+        )
     for column in columns:
         if column.shape[0] != count:
             raise InvalidInput(

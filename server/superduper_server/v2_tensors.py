@@ -152,12 +152,10 @@ def stored_rows(column: Column, expected: Tensor | None) -> Sequence[Any]:
     """The rows of a tensor, each as it would be stored in a document."""
     if column.datatype == BYTES:
         made = [_element(column.name, each, expected) for each in column.data]
+        if len(column.shape) == 1:
+            return made
         width = math.prod(column.shape[1:])
-        return (
-            made
-            if len(column.shape) == 1
-            else [made[start : start + width] for start in range(0, len(made), width)]
-        )
+        return [made[row * width : (row + 1) * width] for row in range(column.shape[0])]
     if len(column.shape) == 1:
         if column.datatype == BF16:
             return [float(each) for each in _widened(column.data)]

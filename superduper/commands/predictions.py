@@ -17,13 +17,16 @@ from superduper.command import (
 )
 from superduper.commands.imputations import IMPUTATION, OnImputation
 
+MOST_INPUTS = 10_000
+"""Of one prediction; more are for a job."""
+
 
 class Predict(OnCollection):
     """Outputs of a registered model, one for each input and in order."""
 
     route = Route("POST", f"{COLLECTION}/models/{{name}}/predict")
     name: Name
-    inputs: Annotated[list[Any], Field(max_length=10_000)]
+    inputs: Annotated[list[Any], Field(max_length=MOST_INPUTS)]
     version: Version | None = None
 
 
@@ -31,7 +34,7 @@ class PredictImputation(OnImputation):
     """Outputs of an imputation's live version."""
 
     route = Route("POST", f"{IMPUTATION}/predict")
-    inputs: Annotated[list[Any], Field(max_length=10_000)]
+    inputs: Annotated[list[Any], Field(max_length=MOST_INPUTS)]
 
 
 class OnEither(OnCollection):

@@ -172,6 +172,23 @@ def test_a_model_without_a_sample_takes_what_comes(http: httpx2.Client) -> None:
     assert "no output 'x'" in answer.json()["error"]
 
 
+def test_rows_of_nothing_are_rows_and_not_too_many(http: httpx2.Client) -> None:
+    path = "/v2/models/docs.loose/infer"
+    for datatype in ("BYTES", "FP32", "INT64"):
+        empty = {"name": "x", "datatype": datatype, "shape": [2, 0], "data": []}
+        answer = http.post(path, json={"inputs": [empty]})
+        assert answer.status_code == (400 if datatype == "BYTES" else 200), answer.text
+        for rows in (10_001, 2**47):
+            answer = http.post(path, json={"inputs": [{**empty, "shape": [rows, 0]}]})
+            assert answer.status_code == 400
+            assert f"{rows} rows: at most 10000 are taken" in answer.json()["error"]
+    rows = {"name": "x", "datatype": "UINT8", "shape": [20_000], "data": [1] * 20_000}
+    assert http.post(path, json={"inputs": [rows]}).status_code == 400
+    raw = {"Inference-Header-Content-Length": "0"}
+    answer = http.post(INFER, content=bytes(12 * 10_001), headers=raw)
+    assert "10001 rows: at most 10000" in answer.json()["error"]
+
+
 def with_input(**changes: Any) -> dict[str, Any]:
     return {"inputs": [{**FP32, **changes}]}
 
