@@ -26,7 +26,8 @@ def python(folder: Path, requirements: Path, *options: str) -> str:
 
 
 def _make(folder: Path, interpreter: Path, options: list[str]) -> None:
-    subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+    venv = [sys.executable, "-m", "venv", "--without-pip", "--clear", str(folder)]
+    subprocess.run(venv, check=True)
     site = subprocess.run(
         [interpreter, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
         check=True,
@@ -35,7 +36,7 @@ def _make(folder: Path, interpreter: Path, options: list[str]) -> None:
     ).stdout.strip()
     Path(site, "project.pth").write_text(sysconfig.get_path("purelib") + "\n")
     subprocess.run(
-        [interpreter, "-m", "pip", "install", "--quiet", *options],
+        [sys.executable, "-m", "pip", "--python", interpreter, "install", "--quiet", *options],
         check=True,
         capture_output=True,
         text=True,

@@ -59,7 +59,7 @@ def start_worker(alone: tuple[str, Fitting], tmp_path: Path) -> Iterator[Start]:
 
     def start() -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-m", "superduper.imputations.work", alone[0], "alone"]
-        seconds = {"SUPERDUPER_CHECKPOINT_SECONDS": "0", "SUPERDUPER_LEASE_SECONDS": "2"}
+        seconds = {"SUPERDUPER_CHECKPOINT_SECONDS": "0.1", "SUPERDUPER_LEASE_SECONDS": "2"}
         with (tmp_path / f"worker{len(started)}.log").open("wb") as log:
             started.append(
                 subprocess.Popen(command, env=os.environ | seconds, stdout=log, stderr=log)
@@ -77,7 +77,7 @@ class Unhurried(TwoLayers):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training:
-            time.sleep(0.005)
+            time.sleep(0.03)
         return super().forward(x)
 
 

@@ -213,7 +213,7 @@ class Slow:
     """A model that leaves others the time to take part."""
 
     def predict(self, values: Any) -> list[str]:
-        time.sleep(0.003 * len(values))
+        time.sleep(0.006 * len(values))
         return [describe(value) for value in values.tolist()]
 
 
@@ -235,7 +235,7 @@ def workers(store_uri: str, database: str, count: int) -> Iterator[list["subproc
 
 def test_three_workers_share_a_scan_and_one_is_killed(watching: Watching, store_uri: str) -> None:
     docs, database = watching.docs, watching.database
-    docs.insert_many({"_id": each if each % 2 else str(each), "x": each} for each in range(4000))
+    docs.insert_many({"_id": each if each % 2 else str(each), "x": each} for each in range(2000))
     docs.update_many({"_id": {"$in": list(range(1, 400, 2))}}, {"$set": {"y": "mine"}})
     seen: set[str] = set()
 

@@ -73,7 +73,7 @@ class TestWorkers:
 
         def person() -> None:
             number = 1500
-            while not stop.wait(0.002):
+            while not stop.wait(0.01):
                 docs.insert_one({"_id": number, "x": number})
                 docs.update_one({"_id": number - 7}, {"$set": {"x": -number}})
                 if number % 5 == 0:

@@ -112,7 +112,7 @@ def kserve() -> str:
         return found
     folder, wanted = environment.ROOT / ".kserve", HERE / "kserve.txt"
     try:
-        return environment.python(folder, wanted, "--retries", "1")
+        return environment.python(folder, wanted, "--retries", "1", "--no-compile")
     except subprocess.CalledProcessError as error:
         pytest.skip(f"KServe's client cannot be installed here: {error.stderr[-300:]}")
 

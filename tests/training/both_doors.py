@@ -145,6 +145,7 @@ DOORS = {"Trainer": through_trainer, "train_model": through_train_model}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    Pair()  # what torch imports for its first optimizer is then there for all
     for step in sys.argv[3:]:
         child = os.fork()
         if child == 0:

@@ -6,9 +6,11 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from superduper.store.embedded import attach
 from superduper.store.servers import answers
-from superduper_server.demo import MARK
+from superduper_server.demo import MARK, begin_anew
 from tests.waiting import until
 from tests.walks.programs import environment, processes_of
 
@@ -25,12 +27,14 @@ def test_the_demo_removes_nobodys_data(tmp_path: Path) -> None:
     with attach(tmp_path / "mine") as mine:
         (mine_too := tmp_path / "notes").mkdir()
         (mine_too / "note").touch()
-        for folder in ("mine", "notes"):
-            done = demo(tmp_path / folder)
-            assert done.returncode == 1 and "not the demo's: choose another --path" in done.stderr
+        done = demo(tmp_path / "notes")
+        assert done.returncode == 1 and "not the demo's: choose another --path" in done.stderr
+        with pytest.raises(SystemExit, match="not the demo's: choose another --path"):
+            begin_anew(tmp_path / "mine")
         assert (tmp_path / "mine" / "store").is_dir() and (mine_too / "note").exists()
         (tmp_path / "mine" / MARK).touch()
-        assert "stop that one" in demo(tmp_path / "mine").stderr
+        with pytest.raises(SystemExit, match="stop that one"):
+            begin_anew(tmp_path / "mine")
         assert answers(int(mine.address.rpartition(":")[2]))
 
 
