@@ -1,5 +1,6 @@
 """Real servers and real programs for the tests of the store, and registries that are signed for."""
 
+import contextlib
 import os
 import pickle
 import signal
@@ -108,7 +109,8 @@ def store(tmp_path: Path) -> Iterator[StoreFolder]:
     found = StoreFolder(tmp_path / "data")
     yield found
     for process in [*found.keepers(), *found.servers()]:
-        process.send_signal(signal.SIGKILL)
+        with contextlib.suppress(psutil.NoSuchProcess):  # it was about to end by itself
+            process.send_signal(signal.SIGKILL)
 
 
 @pytest.fixture
