@@ -71,6 +71,15 @@ class Renewal:
         """Whether the claim is certainly still ours."""
         return not self.lost.is_set() and self._clock() < self._deadline
 
+    def confirm(self) -> bool:
+        """Whether the claim is ours; the database is asked if that is not certain any more.
+
+        A store that was too busy to renew it may have given it to nobody since.
+        """
+        if not self.held and not self.lost.is_set():
+            self._extend()
+        return self.held
+
     def stop(self) -> None:
         """Stop renewing."""
         self._stopped.set()
@@ -86,18 +95,23 @@ class Renewal:
                 hung = True
                 continue
             hung = False
-            before = self._clock()
-            try:
-                # A connection that hangs must not outlast the lease: the next one may work.
-                with pymongo.timeout(self._seconds / 2):
-                    renewed = self._renew()
-            except PyMongoError as error:
-                logger.warning("the lease of %s cannot be renewed just now: %s", self.name, error)
-                continue
-            if not renewed:
-                self.lost.set()
+            self._extend()
+            if self.lost.is_set():
                 return
-            self._deadline = before + self._seconds
+
+    def _extend(self) -> None:
+        before = self._clock()
+        try:
+            # A connection that hangs must not outlast the lease: the next one may work.
+            with pymongo.timeout(self._seconds / 2):
+                renewed = self._renew()
+        except PyMongoError as error:
+            logger.warning("the lease of %s cannot be renewed just now: %s", self.name, error)
+            return
+        if renewed:
+            self._deadline = max(self._deadline, before + self._seconds)
+        else:
+            self.lost.set()
 
     def _hangs(self) -> bool:
         if self._watchdog_seconds is None:
@@ -174,8 +188,8 @@ class Lease:
         return {"_id": self.id, "owner": self.owner, "fence": self.fence}
 
     def check(self) -> None:
-        """Raise LostLease unless the lease is certainly still ours."""
-        if not self.held:
+        """Raise LostLease unless the lease is still ours; see `Renewal.confirm`."""
+        if self._renewal is None or not self._renewal.confirm():
             raise LostLease(f"the lease {self.id!r} is no longer held: another worker may have it")
 
     def progressed(self) -> None:

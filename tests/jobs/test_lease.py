@@ -123,6 +123,30 @@ def test_no_clock_but_the_servers_decides(database: Store, monkeypatch: pytest.M
     first.release()
 
 
+def test_a_claim_that_could_not_be_renewed_is_asked_for_before_it_is_given_up() -> None:
+    now, answers = 0.0, [True, False]
+    renewal = Renewal(lambda: answers.pop(0), name="r", seconds=5, interval=60, clock=lambda: now)
+    renewal.start(now)
+    now = 7.0
+    assert not renewal.held and renewal.confirm() and renewal.held, "nobody has taken it"
+    now = 13.0
+    assert not renewal.confirm() and renewal.lost.is_set(), "somebody has"
+    assert not renewal.confirm() and answers == []
+    renewal.stop()
+
+
+def test_who_held_it_goes_on_if_nobody_came_in_between(database: Store) -> None:
+    busy, other = lease(database, seconds=0.3, watchdog_seconds=0.1), lease(database)
+    assert busy.acquire()
+    until(lambda: not busy.held, what="its end")
+    busy.check()
+    assert busy.held and not other.acquire()
+    until(other.acquire, what="its end")
+    with pytest.raises(LostLease):
+        busy.check()
+    other.release()
+
+
 def test_a_renewal_that_is_refused_is_lost() -> None:
     renewal = Renewal(lambda: False, name="test", seconds=0.2)
     renewal.start(time.monotonic())
