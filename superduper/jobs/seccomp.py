@@ -7,8 +7,8 @@ list of what is allowed would be stricter, and would break with each new version
 A process that is to talk to nobody gets no sockets either, TCP, UDP or other, but those that reach
 no further than this machine's processes (Unix) and its kernel (netlink, which libraries look at).
 
-Landlock does not know of a file's mode, owner, times and attributes, nor of the limits of other
-processes, by which these could be ended.
+Landlock does not know of a file's mode, owner and attributes, nor of the limits of other processes,
+by which these could be ended.
 """
 
 import ctypes
@@ -84,16 +84,13 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     "semget": (64, 190),
     "msgget": (68, 186),
 }
-# These do nothing and seem to succeed: whatever copies or unpacks files of its own would fail.
+# These do nothing and seem to succeed: whatever copies or unpacks files of its own would fail. Not
+# so a file's times: from the answer to that Path.touch learns whether the file is there.
 WITHOUT_EFFECT: dict[str, tuple[int | None, int | None]] = {
     "chmod": (90, None),
     "fchmod": (91, 52),
     "fchmodat": (268, 53),
     "fchmodat2": (452, 452),
-    "utime": (132, None),
-    "utimes": (235, None),
-    "futimesat": (261, None),
-    "utimensat": (280, 88),
 }
 # Which column, the number that the kernel has for the machine, those of clone, clone3, socket and
 # prlimit64.

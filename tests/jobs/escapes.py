@@ -116,14 +116,19 @@ def limit_another(message: Message) -> Message:
 
 def alter(message: Message) -> Message:
     """Change everything about a file but what is in it; the errors by what was tried."""
-    path, last = message["path"], (0, 0)
+    path = message["path"]
     acts: dict[str, Callable[[], Any]] = {
         "mode": lambda: os.chmod(path, 0),
-        "times": lambda: os.utime(path, last),
         "owner": lambda: os.chown(path, os.getuid(), os.getgid()),
         "attributes": lambda: os.setxattr(path, "user.mark", b"x"),
     }
     return {name: told(act)["refused"] for name, act in acts.items()}
+
+
+def touch(_: Message) -> Message:
+    """Make a file without anything in it."""
+    Path("touched").touch()
+    return {"made": Path("touched").is_file()}
 
 
 def copy(_: Message) -> Message:
@@ -169,6 +174,7 @@ def multiply(message: Message) -> Message:
 def main(channel: Channel) -> None:
     operations = (
         (write, remove, move, read, kill, connect, talk, make_socket, call, new_users)
-        + (raise_limit, limit_another, alter, copy, privileges, folder, temporary, bomb, multiply)
+        + (raise_limit, limit_another, alter, copy, touch, privileges, folder, temporary)
+        + (bomb, multiply)
     )  # fmt: skip
     serve(channel, {operation.__name__: operation for operation in operations})
