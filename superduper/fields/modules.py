@@ -37,8 +37,14 @@ def is_local(name: str) -> bool:
 
 def local_modules() -> list[ModuleType]:
     """The loaded modules that no worker could import, `__main__` apart."""
-    names = [name for name in sys.modules.copy() if name != "__main__" and is_local(name)]
-    return [sys.modules[name] for name in names if isinstance(sys.modules[name], ModuleType)]
+    there = {name: module for name, module in sys.modules.copy().items() if name != "__main__"}
+    # Only their tops count, and there are many fewer of these.
+    local = {top for top in {name.partition(".")[0] for name in there} if is_local(top)}
+    return [
+        module
+        for name, module in there.items()
+        if name.partition(".")[0] in local and isinstance(module, ModuleType)
+    ]
 
 
 def _is_local(module: ModuleType, top: str) -> bool:
@@ -94,8 +100,10 @@ def _editable(top: str) -> Iterator[Path]:
     """Places of packages that setuptools installed in editable mode, through an import hook."""
     # A copy in one step: another thread may be importing.
     for name, module in sys.modules.copy().items():
+        if not name.startswith("__editable___"):
+            continue
         mapping = getattr(module, "MAPPING", None)
-        if name.startswith("__editable___") and isinstance(mapping, dict) and top in mapping:
+        if isinstance(mapping, dict) and top in mapping:
             yield Path(mapping[top])
 
 
