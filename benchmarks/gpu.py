@@ -5,7 +5,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,13 +13,14 @@ from bson.binary import Binary, BinaryVectorDtype
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.place import CLASSES, DIM, store
+from benchmarks.training.loops_of_ours import CrossEntropyTrainer
 from superduper.devices import device_of
 from superduper.imputations.hosting import launch
 from superduper.serving.host import ModelHost
 from superduper.store.artifacts import ArtifactStore
 from superduper.store.registry import Registry
 from superduper.store.signing import Keyring
-from superduper.training import TorchModel, Trainer, train_model
+from superduper.training import TorchModel, train_model
 
 WIDTH = 4_096
 BATCH = 1_024
@@ -66,18 +67,6 @@ def _by_hand(network: Network, batches: Callable[[], Iterator[Any]]) -> None:
             optimizer.zero_grad()
             loss(network(x.cuda(non_blocking=True)), y.cuda(non_blocking=True)).backward()
             optimizer.step()
-
-
-class CrossEntropyTrainer(Trainer):
-    """A trainer with the step that the hand-written loops have."""
-
-    def train_batch(self, x: torch.Tensor, y: torch.Tensor) -> Mapping[str, Any]:
-        """Train on a batch; answers the sum of its losses."""
-        loss = torch.nn.functional.cross_entropy(self.model(x), y)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        return {"loss": loss.detach() * len(x)}
 
 
 def _contestants(x: torch.Tensor, y: torch.Tensor) -> dict[str, Callable[[Network], None]]:
