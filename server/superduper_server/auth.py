@@ -37,6 +37,9 @@ CODE_IS_CLOSED = (
     "the server with --register-code"
 )
 
+Lookup = asyncio.Task[dict[str, Any] | None]
+"""A look-up of a token's record."""
+
 # Which role a route needs, by method and path template; None is for everybody.
 Table = Mapping[tuple[str, str], Role | None]
 
@@ -97,7 +100,7 @@ class Authenticator:
         # Headers whose secret was compared with a record: it need not be again with the same one.
         self._compared: OrderedDict[str, tuple[dict[str, Any], Identity]] = OrderedDict()
         self._notes: set[asyncio.Task[None]] = set()
-        self._refreshing: set[str] = set()
+        self._lookups: dict[str, tuple[float, Lookup]] = {}
 
     async def identify(self, authorization: str, address: str) -> Identity:
         """Who it is.
@@ -113,25 +116,38 @@ class Authenticator:
             self._refuse_stranger(address)
         if not self.tokens.is_valid(record):
             raise Unauthorized("the token has expired or was revoked")
-        if not self.tokens.is_use_noted(record):
-            self._note_use(record)
+        self._note_use(record)
         return _identity_of(record)
 
     def identify_now(self, authorization: str) -> Identity | None:
-        """Who it is, if that needs no look-up and nothing is to be noted; None says nothing."""
-        found = self._compared.get(authorization)
-        if found is None or self._cache.get(found[0]["_id"], NEVER)[1] is not found[0]:
-            found = self._compare(authorization)
+        """Who it is, if that needs no look-up; None says nothing."""
+        found = self._known(authorization)
         if found is None:
             return None
         record, identity = found
         age = self._clock() - self._cache[record["_id"]][0]
-        if age >= CACHE_SECONDS:
+        if age >= CACHE_SECONDS or not self.tokens.is_valid(record):
             return None
         if age >= FRESH_SECONDS:
-            self._refresh(record["_id"])
-        is_fine = self.tokens.is_valid(record) and self.tokens.is_use_noted(record)
-        return identity if is_fine else None
+            self._look_up(record["_id"])
+        self._note_use(record)
+        return identity
+
+    def identify_soon(self, authorization: str) -> Lookup | None:
+        """The look-up after which `identify_now` may know again who it is; None if none helps."""
+        found = self._known(authorization)
+        if found is None:
+            return None
+        id = found[0]["_id"]
+        is_old = self._clock() - self._cache[id][0] >= CACHE_SECONDS
+        return self._look_up(id) if is_old else None
+
+    def _known(self, authorization: str) -> tuple[dict[str, Any], Identity] | None:
+        """The record that is remembered, however old it is, and whose it is."""
+        found = self._compared.get(authorization)
+        if found is None or self._cache.get(found[0]["_id"], NEVER)[1] is not found[0]:
+            found = self._compare(authorization)
+        return found
 
     def _compare(self, authorization: str) -> tuple[dict[str, Any], Identity] | None:
         self._compared.pop(authorization, None)
@@ -157,28 +173,30 @@ class Authenticator:
             return record
         if record is None and self.failures.is_reached(address):
             raise TooManyFailures
-        asked_at = self._clock()
+        return await asyncio.shield(self._look_up(id))
+
+    def _look_up(self, id: str) -> Lookup:
+        """The look-up that many may wait for: one that has just begun, or else a new one."""
+        now = self._clock()
+        begun, task = self._lookups.get(id, (0.0, None))
+        if task is None or now - begun >= FRESH_SECONDS:
+            task = asyncio.create_task(self._read(id, now))
+            self._lookups[id] = now, task
+            task.add_done_callback(lambda task: self._looked_up(id, task))
+        return task
+
+    async def _read(self, id: str, asked_at: float) -> dict[str, Any] | None:
         record = await self._pool.run(lambda: self._find(id), seconds=LOOKUP_SECONDS)
-        self._remember(id, asked_at, record)
+        if asked_at >= self._cache.get(id, NEVER)[0]:
+            self._remember(id, asked_at, record)
         return record
 
-    def _refresh(self, id: str) -> None:
-        if id in self._refreshing:
-            return
-        self._refreshing.add(id)
-        task = asyncio.create_task(self._look_up_again(id))
-        self._notes.add(task)
-        task.add_done_callback(self._notes.discard)
-
-    async def _look_up_again(self, id: str) -> None:
-        asked_at = self._clock()
-        try:
-            record = await self._pool.run(lambda: self._find(id), seconds=LOOKUP_SECONDS)
-            self._remember(id, asked_at, record)
-        except SuperduperError as error:  # whoever asks next looks up and is told
+    def _looked_up(self, id: str, task: Lookup) -> None:
+        if self._lookups.get(id, NEVER)[1] is task:
+            del self._lookups[id]
+        error = None if task.cancelled() else task.exception()
+        if error is not None:  # whoever waits for it is told, or looks up again
             logger.warning("token %s not found: %s", id, error, extra={"event": "token.find"})
-        finally:
-            self._refreshing.discard(id)
 
     def _find(self, id: str) -> dict[str, Any] | None:
         with database_errors():
@@ -192,6 +210,8 @@ class Authenticator:
             self._cache.popitem(last=False)
 
     def _note_use(self, record: dict[str, Any]) -> None:
+        if self.tokens.is_use_noted(record):
+            return
         id = record["_id"]
         record["last_used"] = int(time.time() * 1000)  # the cached copy: asks only once a minute
         task = asyncio.create_task(self._write_use(id))
@@ -300,6 +320,12 @@ class QuickGuard:
             identity = self._authenticator.identify_now(headers.get("authorization", ""))
         role = self._table.get((method, template))
         return identity if identity and role and identity.may(role) else None
+
+    def look_up(self, headers: Mapping[str, str]) -> Lookup | None:
+        """The look-up after which `admit` may let somebody pass; None if none helps."""
+        if self._authenticator is None:
+            return None
+        return self._authenticator.identify_soon(headers.get("authorization", ""))
 
     def take(self, identity: Identity) -> None:
         """One more request of somebody, until it is given back; see `Shares.take`."""

@@ -1,7 +1,8 @@
 """Predictions that need nothing looked up, answered without the application around them.
 
-Same guard, shares, limits, figures and errors as the ordinary way, from the same functions. What is
-not known at this moment, is unusual, or may not be done, is left to the ordinary way.
+Same guard, shares, limits, figures and errors as the ordinary way, from the same functions. What
+was known a while ago is looked up again, once for all who wait for it. What is not known, is
+unusual, or may not be done, is left to the ordinary way.
 """
 
 import asyncio
@@ -21,6 +22,9 @@ from superduper_server.observe import Figures, RequestIds, error_answer, marks
 from superduper_server.predict import SMALL_BYTES, Job, Predictions, Ticket, read
 from superduper_server.tokens import Identity
 from superduper_server.traces import Tracer
+
+LOOKUP_SECONDS = 0.25
+"""How long a short way waits for look-ups; then the ordinary one does, which has its deadline."""
 
 RawHeaders = list[tuple[bytes, bytes]]
 Send3 = Callable[[int, RawHeaders, bytes], None]
@@ -85,6 +89,28 @@ class FastPath:
             work.start(self._core, job, identity.id)
         except Exception as error:  # whatever it is, the client must hear of it
             work.fail(error)
+        return work
+
+    def look_up(self, head: Head) -> "asyncio.Task[Any] | None":
+        """The look-up after which `begin` may take what it has refused; None if none helps."""
+        place, fields = head.place, head.fields
+        if self._core.stopping or self._models.is_unloaded(place.model):
+            return None
+        if self._guard.admit("POST", place.template, fields) is None:
+            return self._guard.look_up(fields)
+        return self._models.look_up(place)
+
+    async def begin_soon(self, head: Head, body: bytes, send: Send3) -> "Work | None":
+        """Like `begin`, and waits for what must be looked up."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + LOOKUP_SECONDS
+        while (work := self.begin(head, body, send)) is None:
+            lookup = self.look_up(head)
+            if lookup is None:
+                return None
+            await asyncio.wait((lookup,), timeout=max(0.0, deadline - loop.time()))
+            if not has_found(lookup):
+                return None
         return work
 
     def note(self, place: Place, status: int, seconds: float) -> None:
@@ -207,7 +233,7 @@ class FastDoor:
             if not answer.done():
                 answer.set_result((status, headers, body))
 
-        work = self.fast.begin(head, body, take)
+        work = await self.fast.begin_soon(head, body, take)
         if work is None:
             await self.app(scope, _replay(first, receive), send)
             return
@@ -237,6 +263,11 @@ def _replay(first: Message, receive: Receive) -> Receive:
         return messages.pop() if messages else await receive()
 
     return again
+
+
+def has_found(lookup: "asyncio.Task[Any]") -> bool:
+    """Whether a look-up has ended well."""
+    return lookup.done() and not lookup.cancelled() and lookup.exception() is None
 
 
 def may_be_small(headers: RawHeaders) -> bool:

@@ -12,7 +12,15 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from superduper_server.fast import FastPath, Head, RawHeaders, Work, may_be_small
+from superduper_server.fast import (
+    LOOKUP_SECONDS,
+    FastPath,
+    Head,
+    RawHeaders,
+    Work,
+    has_found,
+    may_be_small,
+)
 from superduper_server.models import find_place
 from superduper_server.predict import SMALL_BYTES
 
@@ -79,8 +87,11 @@ class FastLane(HttpToolsProtocol):
         self._pieces: list[bytes] = []
         self._size = 0
         self._patience: asyncio.TimerHandle | None = None
+        self._lookup: asyncio.Task[Any] | None = None
         self._work: Work | None = None
         self._cycle = _Cycle()
+        self._before: Any = None
+        """What uvicorn had for this connection before one waits for a look-up."""
         self._taken: tuple[Head, int] | None = None
         self._told: RawHeaders = []
         self._told_lines = b""
@@ -124,6 +135,8 @@ class FastLane(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """The first byte of a request."""
+        if self._lookup is not None:
+            self._stop_waiting()  # what uvicorn knows of the one before is forgotten now
         self._is_in_message = True
         super().on_message_begin()
 
@@ -163,15 +176,43 @@ class FastLane(HttpToolsProtocol):
         """The request is whole."""
         self._is_in_message = False
         self._forget_patience()
-        head, fast = self._head, self._fast
-        self._head = None
-        if head is None or fast is None:
+        if self._head is None:
             super().on_message_complete()
-        elif not self._begin(fast, head, b"".join(self._pieces)):
-            self._leave()
-            super().on_message_complete()
-        else:
-            self._taken = head, self._size
+        elif self._begin_whole():
+            self._taken, self._head = (self._head, self._size), None
+        elif not self._wait_for_lookup():
+            self._leave_whole()
+
+    def _begin_whole(self) -> bool:
+        """Answer the request that is whole now."""
+        assert self._fast is not None and self._head is not None
+        return self._begin(self._fast, self._head, b"".join(self._pieces))
+
+    def _wait_for_lookup(self) -> bool:
+        """Wait for what must be looked up, if that helps; uvicorn sees a busy connection."""
+        assert self._fast is not None and self._head is not None
+        self._lookup = self._fast.look_up(self._head)
+        if self._lookup is None:
+            return False
+        self._before, self.cycle = self.cycle, self._cycle  # type: ignore[assignment]
+        self._cycle.response_complete = False
+        self._lookup.add_done_callback(self._look_again)
+        if self._patience is None:
+            self._patience = self.loop.call_later(LOOKUP_SECONDS, self._stop_waiting)
+        return True
+
+    def _look_again(self, lookup: "asyncio.Task[Any]") -> None:
+        if self._lookup is not lookup:
+            return  # nobody waits for it any more
+        if not has_found(lookup):
+            self._stop_waiting()
+            return
+        self._forget_lookup()
+        if self._begin_whole():
+            self._forget_patience()
+            self._head = None
+        elif not self._wait_for_lookup():
+            self._stop_waiting()
 
     def _leave(self) -> None:
         """Let the application have what has come so far."""
@@ -180,11 +221,28 @@ class FastLane(HttpToolsProtocol):
         if self._pieces:
             super().on_body(b"".join(self._pieces))
 
+    def _leave_whole(self) -> None:
+        """Let the application have a request that is whole."""
+        self._leave()
+        super().on_message_complete()
+
     def _stop_waiting(self) -> None:
-        """What has not come whole by now goes the ordinary way."""
+        """What has not come whole, or been looked up, by now goes the ordinary way."""
         self._forget_patience()
-        if self._head is not None and not self.transport.is_closing():
+        is_whole = self._head is not None and not self._is_in_message
+        self._forget_lookup()
+        if self._head is None or self.transport.is_closing():
+            return
+        if is_whole:
+            self._leave_whole()
+        else:
             self._leave()
+
+    def _forget_lookup(self) -> None:
+        if self._lookup is not None:
+            self._lookup = None
+            self._cycle.response_complete = True
+            self.cycle, self._before = self._before, None
 
     def _forget_patience(self) -> None:
         if self._patience is not None:
@@ -250,6 +308,8 @@ class FastLane(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone: what was asked need not be run."""
         self._forget_patience()
+        self._forget_lookup()
+        self._head = None
         if self._work is not None:
             self._work.abandon()
             self._work = None

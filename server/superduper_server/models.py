@@ -128,6 +128,8 @@ class Models:
         self._clock = clock
         self._targets: OrderedDict[Place, Target] = OrderedDict()
         self._refreshing: dict[Place, asyncio.Task[Target]] = {}
+        self._expired: set[Place] = set()
+        """Where the known target was too old already when one began to ask again."""
         self._unloaded: set[str] = set()
 
     # What the protocol's repository says ------------------------------------------------------
@@ -157,6 +159,7 @@ class Models:
         """Something has changed: ask the database again before the next prediction."""
         self._targets.clear()
         self._refreshing.clear()  # what is on its way may be from before the change
+        self._expired.clear()
 
     def get_now(self, place: Place) -> Target | None:
         """The target if it is known; None if the database must be asked first."""
@@ -166,9 +169,13 @@ class Models:
         age = self._clock() - target.found_at
         if age > FRESH_SECONDS:
             if age > STALE_SECONDS and place not in self._refreshing:
-                return None
+                self._expired.add(place)
             self._refresh(place)
-        return target
+        return None if place in self._expired else target
+
+    def look_up(self, place: Place) -> "asyncio.Task[Target] | None":
+        """The look-up after which `get_now` may know the target; None if it does."""
+        return None if self.get_now(place) is not None else self._refresh(place)
 
     async def get(self, place: Place) -> Target:
         """The target.
@@ -192,6 +199,7 @@ class Models:
         if self._refreshing.get(place) is not task:
             return
         del self._refreshing[place]
+        self._expired.discard(place)
         if has_failed:
             self._targets.pop(place, None)  # whoever asks next is told what is wrong
             return

@@ -1,9 +1,11 @@
 """A real service on a real store, behind the real app."""
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import uvicorn
 from fastapi import FastAPI
 from pymongo.database import Database
 from starlette.testclient import TestClient
@@ -13,10 +15,11 @@ from superduper.service import Service
 from superduper.store.mongo import connect_mongo
 from superduper_server.app import build_app
 from superduper_server.limits import Limits
-from superduper_server.serve import Server
+from superduper_server.serve import Server, listen
 from superduper_server.tokens import Tokens
 from tests.server.running import BASE_URL, running
 from tests.server.v2_models import serving_models
+from tests.waiting import until
 
 LIMITS = Limits(body_bytes=200_000, receive_seconds=1.0, documents=100, predict_seconds=20)
 
@@ -29,6 +32,25 @@ def models_server(store_uri: str) -> Iterator[Server]:
         with serving_models(database) as server:
             yield server
         mongo.drop_database(database.name)
+
+
+@pytest.fixture(scope="module")
+def plain_server(models_server: Server, store_uri: str) -> Iterator[tuple[str, Any]]:
+    """The same models behind uvicorn's own protocol class; its address and fast path."""
+    with connect_mongo(store_uri) as mongo:
+        service = Service(mongo[models_server.backend.service.context.database.name])
+        app = build_app(service, insecure=True)
+        bound = listen("127.0.0.1", 0)
+        config = uvicorn.Config(app, http="httptools", server_header=False, log_config=None)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
+        thread.start()
+        until(lambda: server.started, what="the server")
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}", app.state.fast
+        server.should_exit = True
+        thread.join(30)
+        bound.close()
+        service.close()
 
 
 @pytest.fixture(scope="session", params=["1", "2"], ids="{} processes".format)

@@ -336,7 +336,7 @@ def test_who_is_known_is_known_at_once_and_not_for_long(database: Database[Any])
         assert authenticator.identify_now(other) is None
         now += FRESH_SECONDS
         assert authenticator.identify_now(header) == identity
-        await asyncio.gather(*authenticator._notes)
+        await asyncio.gather(*[task for _, task in authenticator._lookups.values()])
         now += FRESH_SECONDS
         assert authenticator.identify_now(header) == identity, "it was looked up again"
         now += CACHE_SECONDS
@@ -365,7 +365,7 @@ def test_a_token_revoked_elsewhere_is_forgotten_when_it_is_looked_up_again(
         Tokens(database).revoke(made["id"])
         now += FRESH_SECONDS
         assert authenticator.identify_now(header) is not None, "within two seconds"
-        await asyncio.gather(*authenticator._notes)
+        await asyncio.gather(*[task for _, task in authenticator._lookups.values()])
         assert authenticator.identify_now(header) is None
 
     asyncio.run(ask())

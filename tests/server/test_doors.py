@@ -3,29 +3,24 @@
 import gc
 import json
 import socket
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import bson
 import httpx2
 import numpy as np
 import pytest
-import uvicorn
 
 from superduper.fields.tensors import encode_array
-from superduper.service import Service
 from superduper.serving.batches import Request
 from superduper.serving.blocks import Block, floats
-from superduper.store.mongo import connect_mongo
 from superduper_server import fast_lane
-from superduper_server.app import build_app
 from superduper_server.fast import Head, Work
 from superduper_server.fast_lane import Heads
 from superduper_server.models import Place
 from superduper_server.predict import SMALL_BYTES, Ticket, _texts
-from superduper_server.serve import Server, listen
+from superduper_server.serve import Server
 from superduper_server.v2_tensors import DTYPES
+from tests.server.raw import connected, receive_answer, request_to
 from tests.waiting import until
 
 V1 = "/v1/collections/docs/models/double/predict"
@@ -93,25 +88,6 @@ CORPUS: list[tuple[str, bytes, dict[str, str]]] = [
     (V1_LOOSE, *asked({"inputs": [[[1, 2], [3, 4]]]})),
     *[(LOOSE, *tensor_of(each, *shape)) for each in DTYPES for shape in ((2, 3), (3, 2, 2))],
 ]
-
-
-@pytest.fixture(scope="module")
-def plain_server(models_server: Server, store_uri: str) -> Iterator[tuple[str, Any]]:
-    """The same models behind uvicorn's own protocol class; its address and fast path."""
-    with connect_mongo(store_uri) as mongo:
-        service = Service(mongo[models_server.backend.service.context.database.name])
-        app = build_app(service, insecure=True)
-        bound = listen("127.0.0.1", 0)
-        config = uvicorn.Config(app, http="httptools", server_header=False, log_config=None)
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
-        thread.start()
-        until(lambda: server.started, what="the server")
-        yield f"http://127.0.0.1:{bound.getsockname()[1]}", app.state.fast
-        server.should_exit = True
-        thread.join(30)
-        bound.close()
-        service.close()
 
 
 def ask(http: httpx2.Client, path: str, body: Any, headers: Any) -> Any:
@@ -300,19 +276,6 @@ def test_what_is_unusual_is_left_to_uvicorn_and_answered(
             assert connection.recv(1) == b""  # and the connection is closed, as was asked
 
 
-def connected(server: Server) -> socket.socket:
-    host, port = server.url.removeprefix("http://").split(":")
-    connection = socket.create_connection((host, int(port)), timeout=30)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return connection
-
-
-def request_to(path: str, body: bytes, *more: str) -> bytes:
-    head = (f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", *more)
-    text = "\r\n".join((*head, f"Content-Length: {len(body)}", "", ""))
-    return text.encode() + body
-
-
 class TestHeads:
     """A head that was parsed is known by its bytes, and by nothing less."""
 
@@ -373,14 +336,6 @@ def test_a_known_head_is_answered_as_one_that_is_parsed(models_server: Server) -
     for number, (_, answer) in enumerate(said):
         assert answer.endswith(b'{"outputs":[[%.1f,4.0,6.0]],"version":1}' % (number * 2))
     assert len({b"\r\n".join(sorted(names_of(answer))) for _, answer in said}) == 1
-
-
-def receive_answer(connection: socket.socket, data: bytes) -> bytes:
-    connection.sendall(data)
-    received = b""
-    while not received.endswith(b"}"):
-        received += connection.recv(65536)
-    return received
 
 
 def names_of(answer: bytes) -> list[bytes]:
