@@ -12,6 +12,7 @@ Payload = Mapping[str, Any]
 LOAD_SECONDS = 120.0
 TRIAL_SECONDS = 60.0
 FORM_SECONDS = 240.0
+WITH_TORCH = ("torch", "superduper.serving.collate")
 WISH = ("form", "tolerance", "agreement", "inputs")
 NO_FORM: dict[str, Any] = {"serves": "plain", "inputs": 0, "tried": []}
 
@@ -50,9 +51,9 @@ Launch = Callable[[str], Child]
 
 
 def modules_of(payload: Payload) -> tuple[str, ...]:
-    """What a child for this component imports in any case."""
+    """What a child for this component imports in any case, or else in its first answer."""
     with_torch = payload["record"].get("torch_version") is not None
-    return ("superduper.serving.hosted", *(("torch",) if with_torch else ()))
+    return ("superduper.serving.hosted", *(WITH_TORCH if with_torch else ()))
 
 
 def load(child: Child, payload: Payload, kind: str, name: str) -> dict[str, Any]:

@@ -123,6 +123,9 @@ class Predictor:
         if (torch := sys.modules.get("torch")) is not None:
             torch.set_grad_enabled(False)
             self._is_settled = True
+            if self.style == "batch":  # the first answer need not wait for what torch does once
+                one = self._collate.place(torch.ones(1, 1), self.device, torch.float32)
+                torch.nn.functional.linear(one, one)
 
     @property
     def has_confidence(self) -> bool:
