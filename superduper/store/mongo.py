@@ -45,6 +45,12 @@ DEFAULTS: dict[str, Any] = {
     "socketTimeoutMS": 60_000,
 }
 
+# On this machine nothing is lost on the way: who is silent is busy, or stopped. An embedded store
+# that looks through a million documents for somebody is busy for longer than the driver waits for a
+# sign of life before it breaks off what everybody else has asked.
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+LOOPBACK_CONNECT_MS = 30_000
+
 DUPLICATE_KEY = (11000, 11001, 12582)
 TOO_LARGE = (10334, 17419, 17420, 17280, 2129202)
 UNAUTHORIZED = (18, 8000)
@@ -68,9 +74,8 @@ def connect_mongo(address: str) -> "MongoClient[dict[str, Any]]":
     Timeouts in the address win over ours. Raises NotReady that names the address if nobody answers,
     Unauthorized for a wrong password, InvalidInput for an address that is none.
     """
-    given = {name.lower() for name, _ in parse_qsl(urlsplit(address).query)}
-    options = {name: value for name, value in DEFAULTS.items() if name.lower() not in given}
     try:
+        options = _options(address)
         client: MongoClient[dict[str, Any]] = MongoClient(address, w="majority", **options)
     except (ConfigurationError, ValueError, TypeError) as error:
         raise InvalidInput(f"the address {redact(address)}: {redact(str(error))}") from error
@@ -82,6 +87,16 @@ def connect_mongo(address: str) -> "MongoClient[dict[str, Any]]":
         client.close()
         raise type(error)(f"{redact(address)}: {hint or error.message}") from error
     return client
+
+
+def _options(address: str) -> dict[str, Any]:
+    """What is not said in the address."""
+    told = urlsplit(address)
+    given = {name.lower() for name, _ in parse_qsl(told.query)}
+    options = {name: value for name, value in DEFAULTS.items() if name.lower() not in given}
+    if "connectTimeoutMS" in options and told.hostname in LOOPBACK:
+        options["connectTimeoutMS"] = LOOPBACK_CONNECT_MS
+    return options
 
 
 def _ghost_hint(client: "MongoClient[dict[str, Any]]") -> str | None:

@@ -102,7 +102,8 @@ class Place:
         self.client = client
         self.proxy = proxy
         self.address = client.address
-        through = f"mongodb://127.0.0.1:{proxy.port}/?directConnection=true"
+        options = "directConnection=true&connectTimeoutMS=5000"  # as for a server far away
+        through = f"mongodb://127.0.0.1:{proxy.port}/?{options}"
         self.workers = Workers(through, folder, 2, module)
         self.live = 1
         #: Held for each operation of a user, and while the whole collection is changed.

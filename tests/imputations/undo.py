@@ -25,12 +25,14 @@ from pymongo.database import Database
 
 from superduper.imputations import failures
 from superduper.imputations.revert import redo_version, revert_version
+from superduper.store.by_id import find_by_ids
 from superduper.store.embedded import attach
 from superduper.store.mongo import connect_mongo
 
 DOCUMENTS = 500
 STEPS = 16
 BATCH = 500
+READ = 50
 POLL_SECONDS = 0.02
 ACTS = {"revert": revert_version, "redo": redo_version}
 
@@ -60,7 +62,8 @@ class Reader(threading.Thread):
         chance = random.Random(0)
         while not self.ended.is_set():
             began = time.monotonic()
-            for each in self.docs.find({"_id": {"$gte": chance.randrange(self.count)}}, limit=50):
+            # By their ids: a range has the embedded store look at everything, and undo wait for it.
+            for each in find_by_ids(self.docs, chance.sample(range(self.count), READ)):
                 whole = each.get("y") == f"of {each['x']}" and each.get("_fill")
                 if not whole and ("y" in each or each.get("_fill")):
                     self.wrong.append(each)
@@ -108,13 +111,22 @@ def act_here(name: str, uri: str, database: str) -> None:
     print(json.dumps({"done_by_the_last": done, "grown_mib": round(grown / 1024, 1)}))
 
 
+def tell(what: str) -> None:
+    """How far it is."""
+    print(time.strftime("%H:%M:%S"), what, file=sys.stderr, flush=True)
+
+
 def undo_many(uri: str, database: Database[Any], count: int, kills: int) -> dict[str, Any]:
     """Take so many fills back and put them back again."""
     fill(database, count)
+    tell(f"{count} filled")
     with connect_mongo(uri) as others:
         reader = Reader(others[database.name], count)
         reader.start()
-        told: dict[str, Any] = {name: act(uri, database, name, kills) for name in ACTS}
+        told: dict[str, Any] = {}
+        for name in ACTS:
+            told[name] = act(uri, database, name, kills)
+            tell(f"{name}: {told[name]}")
         reader.ended.set()
         reader.join()
     told |= {"reads": reader.reads, "slowest_read_s": round(reader.slowest, 2)}

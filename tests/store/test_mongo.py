@@ -21,6 +21,7 @@ from superduper.errors import (
     TooLarge,
     Unauthorized,
 )
+from superduper.store import mongo
 from superduper.store.embedded import attach
 from superduper.store.logs import redact
 from superduper.store.mongo import (
@@ -48,9 +49,20 @@ def test_writes_wait_for_the_majority(store_uri):
 
 
 def test_timeouts_in_the_address_win(store_uri):
-    with connect_mongo(f"{store_uri}/?socketTimeoutMS=1234") as client:
+    with connect_mongo(f"{store_uri}/?socketTimeoutMS=1234&connectTimeoutMS=4321") as client:
         assert client.options.pool_options.socket_timeout == 1.234
-        assert client.options.pool_options.connect_timeout == 5.0
+        assert client.options.pool_options.connect_timeout == 4.321
+
+
+@pytest.mark.parametrize(
+    ("host", "seconds"), [("127.0.0.1", 30.0), ("localhost", 30.0), ("h", 5.0)]
+)
+def test_who_is_silent_on_this_machine_is_busy(host, seconds):
+    """An operation is not broken off because the store has no time for a sign of life."""
+    options = mongo._options(f"mongodb://me:secret@{host}:27017/?replicaSet=rs0")
+    with MongoClient(host, connect=False, **options) as client:
+        assert client.options.pool_options.connect_timeout == seconds
+        assert client.options.pool_options.socket_timeout == 60.0
 
 
 def test_nobody_at_the_address(free_port):
