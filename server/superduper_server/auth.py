@@ -169,14 +169,17 @@ class Authenticator:
 
     async def _record(self, id: str, address: str) -> dict[str, Any] | None:
         read_at, record = self._cache.get(id, NEVER)
-        if record is not None and self._clock() - read_at < CACHE_SECONDS:
+        age = self._clock() - read_at
+        if record is not None and age < CACHE_SECONDS:
+            if age >= FRESH_SECONDS:
+                self._look_up(id)
             return record
         if record is None and self.failures.is_reached(address):
             raise TooManyFailures
-        return await asyncio.shield(self._look_up(id))
+        return await self._read(id, self._clock())
 
     def _look_up(self, id: str) -> Lookup:
-        """The look-up that many may wait for: one that has just begun, or else a new one."""
+        """The look-up that short ways wait for: one that has just begun, or else a new one."""
         now = self._clock()
         begun, task = self._lookups.get(id, (0.0, None))
         if task is None or now - begun >= FRESH_SECONDS:

@@ -88,8 +88,11 @@ def _pieces(backend: Backend, kind: str) -> Any:
             pieces = Pieces(backend.service.stream(command), as_bson=as_bson)
             return pieces, pieces.take()  # what fails before it begins has a status of its own
 
-        pieces, first = await backend.pieces.run(begin, seconds=backend.limits.long_seconds)
-        sent = _sent(backend, Standing(backend, request.scope["identity"]), pieces, first)
+        standing = Standing(backend, request.scope["identity"])
+        pieces, first = await backend.pieces.run(
+            begin, seconds=backend.limits.long_seconds, owner=standing.identity.id
+        )
+        sent = _sent(backend, standing, pieces, first)
         headers = {"cache-control": "no-store"}
         return ClosingResponse(sent, media_type=bodies.BSON if as_bson else EVENTS, headers=headers)
 
@@ -99,7 +102,7 @@ def _pieces(backend: Backend, kind: str) -> Any:
 async def _sent(
     backend: Backend, standing: Standing, pieces: Pieces, first: bytes
 ) -> AsyncGenerator[bytes, None]:
-    seconds = backend.limits.predict_seconds
+    seconds, owner = backend.limits.predict_seconds, standing.identity.id
     try:
         with counted_stream(backend):
             chunk = first
@@ -107,9 +110,9 @@ async def _sent(
                 yield chunk
                 await standing.check()
                 try:
-                    chunk = await backend.pieces.run(pieces.take, seconds=seconds)
+                    chunk = await backend.pieces.run(pieces.take, seconds=seconds, owner=owner)
                 except Exception as error:  # too late for a status: the last event tells of it
                     yield pieces.written({"error": told(error)})
                     return
     finally:
-        await backend.pieces.run(pieces.close, seconds=seconds)
+        await backend.pieces.run(pieces.close, seconds=seconds, owner=owner)

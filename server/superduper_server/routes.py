@@ -99,7 +99,10 @@ class Router:
 
         async def answer(request: Request) -> Response:
             body = await request.body()
-            work = pool.run(lambda: _answer(endpoint, request, body, backend), seconds=seconds)
+            owner = request.scope["identity"].id
+            work = pool.run(
+                lambda: _answer(endpoint, request, body, backend), seconds=seconds, owner=owner
+            )
             content, media_type = await unless_gone(request.receive, work)
             if endpoint.changes:
                 backend.models.forget()
@@ -126,23 +129,24 @@ async def _predict(backend: Backend, place: Place, request: Request, body: bytes
     if job.pinned is not None:
         job = await _read(backend, replace(place, version=job.pinned), request, body)
     outcomes = await backend.core.run(job, request.scope["identity"].id)
-    return await _off_loop(backend, len(body), lambda: job.finish(outcomes))
+    return await _off_loop(backend, request, len(body), lambda: job.finish(outcomes))
 
 
 async def _read(backend: Backend, place: Place, request: Request, body: bytes) -> Job:
     target = await backend.models.get(place)
     query = request.url.query
     job: Job = await _off_loop(
-        backend, len(body), lambda: read(place, target, request.headers, query, body)
+        backend, request, len(body), lambda: read(place, target, request.headers, query, body)
     )
     return job
 
 
-async def _off_loop(backend: Backend, size: int, call: Callable[[], Any]) -> Any:
+async def _off_loop(backend: Backend, request: Request, size: int, call: Callable[[], Any]) -> Any:
     """Do it at once, or where it holds up nobody if it may take long."""
     if size <= SMALL_BYTES:
         return call()
-    return await backend.predictions.run(call, seconds=backend.limits.predict_seconds)
+    seconds, owner = backend.limits.predict_seconds, request.scope["identity"].id
+    return await backend.predictions.run(call, seconds=seconds, owner=owner)
 
 
 def _answer(

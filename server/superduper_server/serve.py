@@ -95,6 +95,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to accept."""
         await super().startup([])  # uvicorn would give TLS handshakes a minute
+        self.started = False  # nobody listens yet
         loop, tls = asyncio.get_running_loop(), self.config.ssl
         for each in sockets or []:
             server = await loop.create_server(
@@ -108,7 +109,8 @@ class Server(uvicorn.Server):
         if threading.current_thread() is threading.main_thread():
             settle()  # in a thread the process is somebody else's
         await self._group.open(self._take)
-        if self.started and self.when_ready is not None:
+        self.started = True
+        if self.when_ready is not None:
             self.when_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

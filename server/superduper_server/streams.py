@@ -74,7 +74,7 @@ class Standing:
 
     def __init__(self, backend: Backend, identity: Identity) -> None:
         self._backend = backend
-        self._identity = identity
+        self.identity = identity
         self._checked_at = time.monotonic()
 
     async def check(self) -> None:
@@ -87,7 +87,7 @@ class Standing:
 
     def _look_up(self) -> None:
         with database_errors():
-            self._backend.tokens.check(self._identity)
+            self._backend.tokens.check(self.identity)
 
 
 @contextmanager
@@ -174,8 +174,10 @@ def _documents(backend: Backend) -> Any:
                 rows = Rows(backend.service.stream(command), as_bson=as_bson)
                 return rows, rows.take()
 
-        rows, first = await backend.requests.run(begin, seconds=backend.limits.seconds)
-        chunks = _chunks(backend, Standing(backend, request.scope["identity"]), rows, first)
+        identity: Identity = request.scope["identity"]
+        seconds = backend.limits.seconds
+        rows, first = await backend.requests.run(begin, seconds=seconds, owner=identity.id)
+        chunks = _chunks(backend, Standing(backend, identity), rows, first)
         return ClosingResponse(chunks, media_type=bodies.BSON if as_bson else bodies.JSON_LINES)
 
     return answer
@@ -191,7 +193,9 @@ async def _chunks(
                 yield chunk
                 await standing.check()
                 seconds = backend.limits.long_seconds
-                chunk = await backend.requests.run(rows.take, seconds=seconds)
+                chunk = await backend.requests.run(
+                    rows.take, seconds=seconds, owner=standing.identity.id
+                )
     finally:
         await backend.control.run(rows.close, seconds=backend.limits.seconds)
 
@@ -210,7 +214,9 @@ def _events(backend: Backend) -> Any:
 
 async def _job(backend: Backend, command: commands.ShowJob, identity: Identity) -> dict[str, Any]:
     found: dict[str, Any] = await backend.requests.run(
-        lambda: backend.service.handle(command, identity.id), seconds=backend.limits.seconds
+        lambda: backend.service.handle(command, identity.id),
+        seconds=backend.limits.seconds,
+        owner=identity.id,
     )
     return found if identity.may("trainer") else untraced(found)
 

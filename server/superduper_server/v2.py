@@ -221,18 +221,18 @@ def _add_models(router: Router, repository: Repository) -> None:
 
     async def ready(request: Request) -> Response:
         model, version = _asked(request)
-        is_ready = await _run(backend, lambda: repository.is_ready(model, version))
+        is_ready = await _run(backend, request, lambda: repository.is_ready(model, version))
         return _json({"name": model, "ready": is_ready}, 200 if is_ready else 503)
 
     def told(tell: Callable[[str, str | None], Any]) -> Callable[..., Any]:
         async def answer(request: Request) -> Response:
             model, version = _asked(request)
-            return _json(await _run(backend, lambda: tell(model, version)))
+            return _json(await _run(backend, request, lambda: tell(model, version)))
 
         return answer
 
     async def all_statistics(request: Request) -> Response:
-        return _json(await _run(backend, lambda: repository.statistics(None, None)))
+        return _json(await _run(backend, request, lambda: repository.statistics(None, None)))
 
     summary = "What was counted of every model."
     _add(router, "GET", "/v2/models/stats", all_statistics, "reader", "v2_stats", summary)
@@ -258,13 +258,13 @@ def _add_repository(router: Router, repository: Repository) -> None:
 
     async def index(request: Request) -> Response:
         ready_only = bodies.parse_object(await request.body() or b"{}").get("ready", False) is True
-        return _json(await _run(backend, lambda: repository.index(ready_only=ready_only)))
+        return _json(await _run(backend, request, lambda: repository.index(ready_only=ready_only)))
 
     def changed(change: Callable[[str], None]) -> Callable[..., Any]:
         async def answer(request: Request) -> Response:
             bodies.parse_object(await request.body() or b"{}")
             model, _ = _asked(request)
-            await _run(backend, lambda: change(model), seconds=backend.limits.long_seconds)
+            await _run(backend, request, lambda: change(model), seconds=backend.limits.long_seconds)
             return _json({})
 
         return answer
@@ -279,8 +279,11 @@ def _add_repository(router: Router, repository: Repository) -> None:
         _add(router, "POST", path, changed(change), "trainer", f"v2_{word}_model", summary)
 
 
-async def _run(backend: Backend, call: Callable[[], Any], seconds: float | None = None) -> Any:
-    return await backend.requests.run(call, seconds=seconds or backend.limits.seconds)
+async def _run(
+    backend: Backend, request: Request, call: Callable[[], Any], seconds: float | None = None
+) -> Any:
+    seconds, owner = seconds or backend.limits.seconds, request.scope["identity"].id
+    return await backend.requests.run(call, seconds=seconds, owner=owner)
 
 
 def _asked(request: Request) -> tuple[str, str | None]:

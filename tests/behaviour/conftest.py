@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from pymongo.collection import Collection as MongoCollection
 from pymongo.database import Database
 
@@ -40,12 +39,11 @@ def worker(store_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 @contextlib.contextmanager
 def serving(database: Database[Any]) -> Iterator[str]:
     """A real server on a port of the system's choice, in a thread."""
-    server: uvicorn.Server = make_server(database, port=0, insecure=True)
+    server = make_server(database, port=0, insecure=True)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     until(lambda: server.started, what="the server")
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}"
+    yield server.url
     server.should_exit = True
     thread.join(timeout=30)
     assert not thread.is_alive()

@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect
 from superduper.errors import NotFound, TimedOut, TooManyRequests
 from superduper_server.backend import unless_gone
 from superduper_server.pool import Pool
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -53,6 +54,41 @@ def test_a_full_queue_is_refused(pool: Pool) -> None:
         assert all(await asyncio.gather(first, second))
 
     asyncio.run(go())
+
+
+def test_each_owner_has_his_turn_and_who_has_most_gives_way() -> None:
+    pool = Pool("tests", threads=1, waiting=4)
+    go_on, done = threading.Event(), []
+
+    async def go() -> None:
+        first = asyncio.ensure_future(pool.run(go_on.wait, seconds=5))
+        until(lambda: not pool._turns._of_owner, what="the thread is busy")
+
+        def ask(name: str) -> "asyncio.Future[None]":
+            call = pool.run(lambda: done.append(name), seconds=5, owner=name[0])
+            return asyncio.ensure_future(call)
+
+        many = [ask(f"a{number}") for number in range(4)]
+        await asyncio.sleep(0)
+        few = [ask("b0"), ask("b1")]
+        await asyncio.sleep(0)
+        with pytest.raises(TooManyRequests, match="5 tests are waiting"):
+            await ask("b2")  # he would have more than the other
+        with pytest.raises(TooManyRequests, match="5 tests are waiting"):
+            await ask("a4")
+        go_on.set()
+        assert await first
+        told = await asyncio.gather(*many, *few, return_exceptions=True)
+        assert [type(each) for each in told] == [
+            *(type(None), type(None), TooManyRequests, TooManyRequests),
+            *(type(None), type(None)),
+        ]
+        assert done == ["a0", "b0", "a1", "b1"]
+        assert pool.pending == 0
+        assert await pool.run(lambda: 5, seconds=5) == 5
+
+    asyncio.run(go())
+    pool.close()
 
 
 def test_a_call_that_hangs_keeps_its_place_after_its_deadline(pool: Pool) -> None:
