@@ -33,7 +33,8 @@ DOCUMENTS = 500
 STEPS = 16
 BATCH = 500
 READ = 50
-POLL_SECONDS = 0.02
+POLL_SECONDS = 1.0
+READ_SECONDS = 0.1
 ACTS = {"revert": revert_version, "redo": redo_version}
 
 
@@ -60,7 +61,7 @@ class Reader(threading.Thread):
     def run(self) -> None:
         """Until told to end."""
         chance = random.Random(0)
-        while not self.ended.is_set():
+        while not self.ended.wait(READ_SECONDS):  # the store has other things to do, too
             began = time.monotonic()
             # By their ids: a range has the embedded store look at everything, and undo wait for it.
             for each in find_by_ids(self.docs, chance.sample(range(self.count), READ)):
