@@ -1,4 +1,4 @@
-"""Predictions that need nothing looked up, answered without the application around them.
+"""Predictions of what is known, answered without the application around them.
 
 Same guard, shares, limits, figures and errors as the ordinary way, from the same functions. What
 was known a while ago is looked up again, once for all who wait for it. What is not known, is

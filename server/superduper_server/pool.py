@@ -53,10 +53,9 @@ class _Turns:
         So a full queue is no reason to refuse somebody who takes less of it than others.
         """
         with self._lock:
+            most: deque[_Work] = max(self._of_owner.values(), key=len, default=deque())
             own = len(self._of_owner.get(owner, ()))
-            most = max(self._of_owner, key=lambda each: len(self._of_owner[each]), default=owner)
-            waiting = self._of_owner.get(most, ())
-            return waiting.pop() if isinstance(waiting, deque) and len(waiting) > own + 1 else None
+            return most.pop() if len(most) > own + 1 else None
 
 
 class Pool:
