@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import bson
-from pymongo import UpdateOne
+from pymongo import DeleteOne, UpdateOne
 from pymongo.collection import Collection
 from pymongo.database import Database
 
@@ -219,12 +219,15 @@ class Failures:
 
     def forget(self, document_ids: Sequence[Any]) -> None:
         """Drop the records of documents that were filled, changed or deleted."""
-        if document_ids:
-            self.records.delete_many(self._those(document_ids))
+        # One by one: to the embedded store one deletion with all of them costs twice as much.
+        deletions = [DeleteOne(self._that(document_id)) for document_id in document_ids]
+        if deletions:
+            self.records.bulk_write(deletions, ordered=False)
 
     def forget_known(self, document_ids: Sequence[Any]) -> None:
-        """Drop the records that there are of these documents; cheap where there are none."""
-        self.forget([each["document"] for each in self.known(document_ids).values()])
+        """Drop the records that there may be of these documents; cheap where there are none."""
+        if self._any():
+            self.forget(document_ids)
 
     def release_running(self) -> None:
         """Have attempts taken up at once that were under way when the leader before ended.

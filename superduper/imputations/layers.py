@@ -57,6 +57,7 @@ class Layers:
         self.imputation_id = imputation_id
         # Values go back as the very bytes that they were.
         self.records: Collection[Any] = database[NAME].with_options(RAW)
+        self._some = False
 
     def keep(self, layers: Iterable[Layer]) -> None:
         """Keep layers, or change what is known of them; before the document is changed."""
@@ -89,12 +90,20 @@ class Layers:
     def of(self, document_ids: Sequence[Any]) -> dict[tuple[bytes, str], list[Layer]]:
         """The layers of these documents, by the field they belong to."""
         found: dict[tuple[bytes, str], list[Layer]] = {}
-        if self.records.find_one({"imputation": self.imputation_id}, {"_id": 1}) is None:
+        if not self._any():
             return found
         for each in self.records.find(self._of(document_ids)):
             layer = _layer(each)
             found.setdefault(layer.place, []).append(layer)
         return found
+
+    def _any(self) -> bool:
+        """Whether there are layers at all, as is known once there have been."""
+        # The embedded store collects all that there are to answer with the first, so never again.
+        if not self._some:
+            found = self.records.find_one({"imputation": self.imputation_id}, {"_id": 1})
+            self._some = found is not None
+        return self._some
 
     def withdrawn(self, version: int) -> Iterator[list[Any]]:
         """The ids of documents with withdrawn layers of a version, in batches."""
