@@ -34,25 +34,27 @@ NAMES = {"$map": {"input": {"$objectToArray": SET}, "in": "$$this.k"}}
 
 def _told(updated: Any) -> tuple[dict[str, Any], ...]:
     """One new document for each event: on the embedded store half the cost of a `$project`."""
-    event = {
-        "_id": "$_id",
-        "kind": "$operationType",
-        "key": "$documentKey._id",
-        "at": "$wallTime",
-        "cluster": "$clusterTime",
-        "updated": updated,
-        "removed": "$updateDescription.removedFields",
-        "cut": "$updateDescription.truncatedArrays.field",
-    }
-    return ({"$replaceWith": event},)
+    whole = ("_id", "operationType", "documentKey", "wallTime", "clusterTime")
+    event: dict[str, Any] = {name: f"${name}" for name in whole}
+    return ({"$replaceWith": {**event, "updateDescription": updated}},)
 
 
 # Most updates are small fills of our own that come back. To have the server measure each of them
 # costs a third of the stream, so values are asked for until they are too much for one reply.
-WITH_VALUES = _told(SET)
+WITH_VALUES = _told("$updateDescription")
 #: An update's values are told where it is smaller than this.
 SMALL_BYTES = 4096
-WITH_SMALL_VALUES = _told({"$cond": [{"$lt": [{"$bsonSize": SET}, SMALL_BYTES]}, SET, NAMES]})
+WITH_SMALL_VALUES = _told(
+    {
+        "updatedFields": {"$cond": [{"$lt": [{"$bsonSize": SET}, SMALL_BYTES]}, SET, NAMES]},
+        "removedFields": "$updateDescription.removedFields",
+        "truncatedArrays": "$updateDescription.truncatedArrays",
+    }
+)
+# What is left out above are whole documents, and an update's event has none. Where many updates come
+# and nothing else, as while a scan writes, the server need not make another document of each.
+AS_THEY_ARE: tuple[dict[str, Any], ...] = ()
+MANY_UPDATES = 32
 # The embedded store reads at most 200 changes for one reply, so it is asked for all of them. Where
 # a reply has fewer than half as many, there were no more: that was the history's end.
 MOST_IN_REPLY = 256
@@ -95,6 +97,7 @@ class Changes:
         self._codec = collection.codec_options.with_options(document_class=dict, tz_aware=False)
         self._identity = self._find_identity()
         self._pipeline = WITH_VALUES
+        self._only_updates = False
         self._resume = self._accept(token) if token is not None else None
         self._session = self._database.client.start_session()
         try:
@@ -214,11 +217,27 @@ class Changes:
     def _fetch(self, max_events: int, max_wait_ms: int) -> None:
         """Ask for events until there are enough or no more; only the first is waited for."""
         while len(self._held) < max_events:
+            if not self._held:
+                self._suit()
             batch = self._get_more(1 if self._held else max(1, max_wait_ms))
             self._held += batch
+            if any(event["operationType"] != "update" for event in batch):
+                self._only_updates = False
+            elif len(batch) >= MANY_UPDATES:
+                self._only_updates = True
             if len(batch) < SHORT_REPLY:
                 self._at_end = time.monotonic()
                 break
+
+    def _suit(self) -> None:
+        """Open the stream anew where another form of events is cheaper for those that come."""
+        suited = AS_THEY_ARE if self._only_updates else WITH_VALUES
+        if not self._cursor or self._pipeline in (suited, WITH_SMALL_VALUES):
+            return
+        self._kill(self._cursor)
+        self._pipeline, known = suited, (self._proved, self._at_end)
+        self._open()
+        self._proved, self._at_end = known
 
     def _check_history(self) -> None:
         """Raise HistoryLost if the history since the token is no longer whole.
@@ -257,20 +276,25 @@ class Changes:
         return events
 
     def _read(self, event: dict[str, Any]) -> Change:
-        kind = event["kind"]
+        kind = event["operationType"]
         if kind not in KINDS:
             raise HistoryLost(f"the collection {self._name} was dropped or renamed ({kind})")
-        wall = event.get("at")
-        at = int(DatetimeMS(wall)) if wall else event["cluster"].time * 1000
-        removed = frozenset(event.get("removed") or ())
-        updated = event.get("updated")
+        wall = event.get("wallTime")
+        at = int(DatetimeMS(wall)) if wall else event["clusterTime"].time * 1000
+        document_id = event["documentKey"]["_id"]
+        if kind != "update":
+            return Change(document_id, kind, None, at)
+        what = event["updateDescription"]
+        updated, removed = what.get("updatedFields") or {}, what.get("removedFields") or ()
+        cut = [each["field"] for each in what.get("truncatedArrays") or ()]
         values = updated if isinstance(updated, Mapping) else {}
-        return Change(event["key"], kind, _touched(event), at, removed, values)
+        touched = frozenset((*updated, *removed, *cut))
+        return Change(document_id, kind, touched, at, frozenset(removed), values)
 
     def _tells_less_for(self, error: PyMongoError) -> bool:
         """Whether the next events are too much for one reply with all the values in them."""
         too_large = isinstance(error, ProtocolError) or getattr(error, "code", None) == TOO_LARGE
-        return too_large and self._pipeline is WITH_VALUES
+        return too_large and self._pipeline is not WITH_SMALL_VALUES
 
     def _refuse_lost(self, error: OperationFailure) -> None:
         """Raise HistoryLost if the error means that the token is of no use any more.
@@ -292,14 +316,6 @@ class Changes:
 
     def _command(self, command: dict[str, Any]) -> dict[str, Any]:
         return self._database.command(command, codec_options=self._codec, session=self._session)
-
-
-def _touched(event: dict[str, Any]) -> frozenset[str] | None:
-    if event["kind"] != "update":
-        return None
-    return frozenset(
-        name for part in ("updated", "removed", "cut") for name in event.get(part) or ()
-    )
 
 
 def _is_transient(error: PyMongoError) -> bool:

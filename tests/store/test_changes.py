@@ -8,7 +8,7 @@ from bson import Binary, ObjectId
 from pymongo import UpdateOne
 from pymongo.errors import PyMongoError
 
-from superduper.store.changes import Changes, HistoryLost
+from superduper.store.changes import MANY_UPDATES, Changes, HistoryLost
 from superduper.store.embedded import attach
 from superduper.store.mongo import connect_mongo
 from tests.waiting import until
@@ -266,6 +266,48 @@ def test_a_stream_that_is_behind_but_whole_goes_on(documents, monkeypatch):
         assert [change.id for change in found] == list(range(14))
     with Changes(documents, token) as changes:
         assert len(drain(changes)) == 30
+
+
+def test_nothing_is_missed_where_many_updates_and_others_take_turns(documents):
+    """Many updates in a row come in another form; the stream is opened anew for that, and back."""
+    many = range(MANY_UPDATES + 8)
+    documents.insert_many({"_id": number} for number in many)
+    done, found = [], []
+
+    def read_up():
+        until(lambda: found.extend(changes.next_batch(100, 200)) or len(found) >= len(done))
+
+    with Changes(documents) as changes:
+        for turn in range(3):
+            documents.bulk_write(
+                [UpdateOne({"_id": number}, {"$set": {"y": turn}}) for number in many]
+            )
+            done += [(number, "update", {"y"}, {"y": turn}) for number in many]
+            read_up()
+            documents.update_one({"_id": turn}, {"$unset": {"y": ""}, "$set": {"z": turn}})
+            done += [(turn, "update", {"y", "z"}, {"z": turn})]
+            read_up()
+            documents.insert_one({"_id": f"new {turn}", "large": "l" * 100_000})
+            documents.replace_one({"_id": f"new {turn}"}, {"y": 1})
+            documents.delete_one({"_id": f"new {turn}"})
+            done += [(f"new {turn}", kind, None, {}) for kind in ("insert", "replace", "delete")]
+            read_up()
+    assert [(each.id, each.kind, each.touched, each.values) for each in found] == done
+
+
+def test_a_token_of_many_updates_is_good_for_a_new_stream(documents):
+    many = range(3 * MANY_UPDATES)
+    documents.insert_many({"_id": number} for number in many)
+    with Changes(documents) as changes:
+        for start in (0, MANY_UPDATES, 2 * MANY_UPDATES):
+            documents.update_many(
+                {"_id": {"$gte": start, "$lt": start + MANY_UPDATES}}, {"$set": {"y": 1}}
+            )
+            found = drain(changes) if start < 2 * MANY_UPDATES else changes.next_batch(5, 1000)
+        token = changes.token
+    with Changes(documents, token) as changes:
+        found += drain(changes)
+    assert sorted(each.id for each in found) == list(many[2 * MANY_UPDATES :])
 
 
 def test_a_restart_of_the_server_misses_nothing(store):
