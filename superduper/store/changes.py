@@ -1,4 +1,4 @@
-"""Follow one collection's changes: ids, and what updates set, never whole documents.
+"""Follow one collection's changes: ids, and what updates set, not whole documents.
 
 The stream is a hint, the collection is the truth: a reader takes ids from here and reads the
 documents afresh. A token is saved after the work for a batch is done; when the history between a
@@ -32,11 +32,11 @@ SET = "$updateDescription.updatedFields"
 NAMES = {"$map": {"input": {"$objectToArray": SET}, "in": "$$this.k"}}
 
 
-def _told(updated: Any) -> tuple[dict[str, Any], ...]:
+def _told(description: Any) -> tuple[dict[str, Any], ...]:
     """One new document for each event: on the embedded store half the cost of a `$project`."""
-    whole = ("_id", "operationType", "documentKey", "wallTime", "clusterTime")
-    event: dict[str, Any] = {name: f"${name}" for name in whole}
-    return ({"$replaceWith": {**event, "updateDescription": updated}},)
+    names = ("_id", "operationType", "documentKey", "wallTime", "clusterTime")
+    event: dict[str, Any] = {name: f"${name}" for name in names}
+    return ({"$replaceWith": {**event, "updateDescription": description}},)
 
 
 # Most updates are small fills of our own that come back. To have the server measure each of them
@@ -51,8 +51,8 @@ WITH_SMALL_VALUES = _told(
         "truncatedArrays": "$updateDescription.truncatedArrays",
     }
 )
-# What is left out above are whole documents, and an update's event has none. Where many updates come
-# and nothing else, as while a scan writes, the server need not make another document of each.
+# What is left out above are whole documents, and an update's event has none. Where many updates
+# come and nothing else, as while a scan writes, the server need not make a new one of each.
 AS_THEY_ARE: tuple[dict[str, Any], ...] = ()
 MANY_UPDATES = 32
 # The embedded store reads at most 200 changes for one reply, so it is asked for all of them. Where
