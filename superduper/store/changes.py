@@ -138,8 +138,6 @@ class Changes:
         try:
             if self._cursor:
                 self._kill(self._cursor)
-        except PyMongoError:
-            logger.debug("the cursor is left to its timeout", exc_info=True)
         finally:
             self._session.end_session()
 
@@ -150,7 +148,11 @@ class Changes:
         self.close()
 
     def _kill(self, cursor: int) -> None:
-        self._command({"killCursors": self._name, "cursors": [cursor]})
+        # The embedded store wants a right for it, which on MongoDB everybody has for his own.
+        try:
+            self._command({"killCursors": self._name, "cursors": [cursor]})
+        except PyMongoError:
+            logger.debug("the cursor is left to its timeout", exc_info=True)
 
     def _find_identity(self) -> Any:
         """The collection's UUID; None if it does not exist yet."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import bson
 from bson.raw_bson import RawBSONDocument
+from pymongo import DeleteOne
 
 MISSING = object()
 TYPES = {
@@ -249,11 +250,14 @@ class MemoryCollection:
         return next(iter(self.find(filter)), None)
 
     def bulk_write(self, updates: Sequence[Any], ordered: bool = True) -> Done:
-        """Each `UpdateOne` in turn."""
+        """Each `UpdateOne` or `DeleteOne` in turn."""
         self.memory.before()
         done = Done()
         for update in updates:
-            self._update(update._filter, update._doc, bool(update._upsert), done)
+            if isinstance(update, DeleteOne):
+                self._delete(update._filter, many=False)
+            else:
+                self._update(update._filter, update._doc, bool(update._upsert), done)
         return done
 
     def update_many(self, filter: Mapping[str, Any], update: Any) -> Done:
@@ -266,7 +270,11 @@ class MemoryCollection:
     def delete_many(self, filter: Mapping[str, Any]) -> None:
         """All that match."""
         self.memory.before()
-        for key in [key for key, each in self.documents.items() if matches(each, filter)]:
+        self._delete(filter, many=True)
+
+    def _delete(self, filter: Mapping[str, Any], *, many: bool) -> None:
+        keys = [key for key, each in self.documents.items() if matches(each, filter)]
+        for key in keys if many else keys[:1]:
             del self.documents[key]
 
     def _update(
