@@ -15,6 +15,7 @@ from superduper.errors import InvalidInput, NotFound, NotReady, SuperduperError
 from superduper.handlers import predictions
 from superduper.handlers.context import Context
 from superduper.service import Service
+from superduper.serving.giving_way import giving_way
 from superduper.store.component import Component
 from superduper.store.mongo import database_errors
 from superduper.store.traffic import traffic_id
@@ -212,7 +213,7 @@ class Models:
         began = self._clock()
 
         def ask() -> tuple[Target, list[Component]]:
-            with database_errors():
+            with giving_way, database_errors():
                 self._context.tally.flush()
                 component, version = predictions.find(self._context, command)
                 signature = Signature.of(component.details)

@@ -7,7 +7,6 @@ import logging
 import signal
 import socket
 import ssl
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -34,7 +33,6 @@ KEEP_ALIVE_SECONDS = 15
 BACKLOG = 2048
 HANDSHAKE_SECONDS = 5.0
 GC_THRESHOLDS = (50_000, 20, 100)
-SWITCH_SECONDS = 0.001
 
 
 class Server(uvicorn.Server):
@@ -157,10 +155,8 @@ def url_of(bound: socket.socket, scheme: str) -> str:
 def settle() -> None:
     """Get ready for many short turns of the loop, in a process that is ours.
 
-    What is there now stays for good, so it is taken out of the garbage collector's way; and threads
-    that look up or load something let the loop have the interpreter after a millisecond, not five.
+    What is there now stays for good, so it is taken out of the garbage collector's way.
     """
-    sys.setswitchinterval(SWITCH_SECONDS)
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)

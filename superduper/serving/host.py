@@ -20,6 +20,7 @@ from superduper.errors import ChildDied, NotReady, SuperduperError, TimedOut
 from superduper.serving.batches import Outcomes
 from superduper.serving.blocks import Block, BlockOutcomes, pack, unpack
 from superduper.serving.figures import Figures
+from superduper.serving.giving_way import giving_way
 from superduper.serving.loading import Child, Launch, Payload, choose_form, load
 from superduper.serving.spare import Spare
 
@@ -261,16 +262,17 @@ class ModelHost:
     def _load(self, child: Child | None = None) -> "_Ready":
         """Have a child, or a new one, load the model and choose its form."""
         child = child or self._launch(f"model {self.name}")
-        payload = self._payload() if callable(self._payload) else self._payload
-        wish = self._wishes.get() if self._wishes is not None else None
-        try:
-            details = load(child, payload, "model", self.name)
-            if wish is None:
-                return _Ready(child, details, None)
-            return _Ready(child, self._with_form(child, details, payload, wish), wish["set_at"])
-        except SuperduperError:
-            child.kill()
-            raise
+        with giving_way:
+            payload = self._payload() if callable(self._payload) else self._payload
+            wish = self._wishes.get() if self._wishes is not None else None
+            try:
+                details = load(child, payload, "model", self.name)
+                if wish is not None:
+                    details = self._with_form(child, details, payload, wish)
+            except SuperduperError:
+                child.kill()
+                raise
+        return _Ready(child, details, None if wish is None else wish["set_at"])
 
     def _with_form(
         self, child: Child, details: dict[str, Any], payload: Payload, wish: Mapping[str, Any]
